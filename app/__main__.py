@@ -1,0 +1,5 @@
+"""``python -m app`` is ``weir``."""
+
+from app.cli import main
+
+main()

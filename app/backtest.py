@@ -1,0 +1,202 @@
+"""The reference shell: the same core over a file, with no broker.
+
+Transactions are folded, scored and joined in event-time order; each label comes when it is
+due, before any transaction of that time or later. Frauds are made known to the entities at
+exactly that point, so features are those of a stream that never waits; the model learns what
+is due between two batches, as a worker's does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.core.entity import EntityStore
+from app.core.features import FeaturePlan
+from app.core.pending import Join, JoinEffects, Label
+from app.core.policy import Threshold
+from app.core.scoring import Batch, Champion, decide, fold_entity
+from app.learning import new_learner
+from app.records import Position, Score, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from app.config import Settings
+    from app.core.learner import Learner
+    from app.files import Columns
+    from app.records import Drift
+
+_DAY_MS = 86_400_000
+
+
+def due_after(times_ms: NDArray[np.int64], delay_ms: int) -> NDArray[np.int64]:
+    """When labels are known that come ``delay_ms`` after their transactions, shape (n,)."""
+    return times_ms + delay_ms
+
+
+def due_whole_days(times_ms: NDArray[np.int64], days: int) -> NDArray[np.int64]:
+    """When labels are known if those of day D are known from the beginning of day D + ``days``.
+
+    >>> due_whole_days(np.array([0, 86_399_999, 86_400_000]), 8) // 86_400_000
+    array([8, 8, 9])
+    """
+    return (times_ms // _DAY_MS + days) * _DAY_MS
+
+
+@dataclass
+class Result:
+    """What a backtest found: scores in event-time order, shape (n,), and the learner at the end."""
+
+    scores: NDArray[np.float64]
+    alerts: NDArray[np.bool_]
+    positions: NDArray[np.int64]  # of the model that gave each score
+    learner: Learner
+    drifts: list[Drift] = field(default_factory=list)
+    n_labels: int = 0
+    features: NDArray[np.float64] | None = None
+
+
+class Backtest:
+    """One pass over a file's columns.
+
+    ``batch_max`` transactions are scored by one model, at most: 1 makes every score see every
+    label that was due. ``keep_features`` holds on to the matrix (8 bytes a value).
+    """
+
+    def __init__(
+        self, settings: Settings, *, batch_max: int = 512, keep_features: bool = False
+    ) -> None:
+        """Put the core together as a worker does, with one partition of everything."""
+        self.settings, self.batch_max, self.keep_features = settings, batch_max, keep_features
+        self.entities = settings.transaction.entities
+        self.plan = FeaturePlan.of(settings.features, self.entities)
+        self.learner = new_learner(settings, self.plan)
+        self.champion = Champion(self.learner.model, self.learner.version)
+        self.policy = Threshold(settings.policy.threshold)
+        bounds, waits = settings.entity, settings.join
+        self.stores = [
+            EntityStore(
+                self.plan.windows[entity][1],
+                history_max=bounds.history_max,
+                entities_max=bounds.entities_max,
+            )
+            for entity in self.entities
+        ]
+        self.join = Join(
+            maturity_ms=waits.maturity,
+            forget_ms=waits.forget,
+            early_ms=waits.early,
+            negatives=waits.negatives,
+            pending_max=max(waits.pending_max, 1 << 24),
+            early_max=waits.early_max,
+        )
+        self._n_facts = self._n_labels = 0
+
+    def run(
+        self,
+        columns: Columns,
+        due_ms: NDArray[np.int64],
+        progress: Callable[[int], Any] = int,
+    ) -> Result:
+        """Score every transaction of ``columns``; the label of each is known at its ``due_ms``.
+
+        ``due_ms`` has shape (n,), epoch milliseconds. ``progress`` is called with how many
+        transactions were scored just now.
+        """
+        n = len(columns)
+        result = Result(np.empty(n), np.zeros(n, np.bool_), np.empty(n, np.int64), self.learner)
+        rows = self.plan.own_columns(columns.times_ms, columns.numbers, columns.categories)
+        order = np.argsort(due_ms, kind="stable")
+        order = order[columns.labels[order] >= 0]
+        learnt = 0
+        for start, stop in self._batches(columns, due_ms[order], columns.labels[order]):
+            upto = int(np.searchsorted(due_ms[order], columns.times_ms[start], side="right"))
+            self._labels(columns, order[learnt:upto], due_ms, result)
+            learnt = upto
+            self._transactions(columns, rows, slice(start, stop), result)
+            progress(stop - start)
+        self._labels(columns, order[learnt:], due_ms, result)
+        result.n_labels = self._n_labels
+        result.features = rows if self.keep_features else None
+        return result
+
+    def _batches(
+        self, columns: Columns, due_ms: NDArray[np.int64], labels: NDArray[np.int8]
+    ) -> Iterator[tuple[int, int]]:
+        """Runs of transactions in which no fraud becomes known; ``due_ms`` ascends."""
+        frauds = np.searchsorted(columns.times_ms, due_ms[labels == 1], side="left")
+        cuts = np.unique(np.append(frauds, len(columns)))
+        start = 0
+        for cut in cuts:
+            while start < cut:
+                stop = min(start + self.batch_max, int(cut))
+                yield start, stop
+                start = stop
+
+    def _transactions(
+        self, columns: Columns, rows: NDArray[np.float64], part: slice, result: Result
+    ) -> None:
+        n = part.stop - part.start
+        offsets = np.arange(part.start, part.stop, dtype=np.int64)
+        batch = Batch(
+            ids=columns.ids[part],
+            times_ms=columns.times_ms[part],
+            amounts=columns.amounts[part],
+            keys=[column[part] for column in columns.keys],
+            rows=rows[part],
+            partitions=np.zeros(n, np.int64),
+            offsets=offsets,
+            published_ms=columns.times_ms[part],
+            traces=[],
+        )
+        for index, (entity, store) in enumerate(zip(self.entities, self.stores, strict=True)):
+            fold_entity(batch, index, store, self.plan.windows[entity][0])
+            store.touched.clear()
+        decided = decide(batch.rows, self.champion, self.policy, self.plan.names, 0)
+        result.scores[part], result.alerts[part] = decided.scores, decided.alerts
+        result.positions[part] = self.champion.version.position
+        followed = JoinEffects()
+        for i, (values, score) in enumerate(
+            zip(batch.rows.tolist(), decided.scores.tolist(), strict=True)
+        ):
+            time, offset = int(batch.times_ms[i]), part.start + i
+            scored = Score(
+                transaction_id=batch.ids[i],
+                time_ms=time,
+                entities={e: k[i] for e, k in zip(self.entities, batch.keys, strict=True)},
+                amount=float(batch.amounts[i]),
+                score=score,
+                is_alert=bool(decided.alerts[i]),
+                features=values,
+                feature_schema=self.plan.schema,
+                model=self.champion.version,
+                source=Source("file", 0, offset, time),
+            )
+            self.join.on_score(scored, Position("scores", 0, offset), followed)
+        self._follow(followed, result)
+
+    def _labels(
+        self, columns: Columns, at: NDArray[np.int64], due_ms: NDArray[np.int64], result: Result
+    ) -> None:
+        followed = JoinEffects()
+        for i in at.tolist():
+            label = Label(columns.ids[i], bool(columns.labels[i]), int(due_ms[i]), "file")
+            self.join.on_label(label, Position("labels", 0, self._n_labels), followed)
+            self._n_labels += 1
+        self._follow(followed, result)
+
+    def _follow(self, followed: JoinEffects, result: Result) -> None:
+        for score, is_fraud in followed.confirmed:
+            for store, key in zip(self.stores, score.entities.values(), strict=True):
+                store.mark(key, score.transaction_id, is_fraud=is_fraud)
+        if not followed.examples:
+            return
+        facts = list(enumerate(followed.examples, start=self._n_facts))
+        self._n_facts += len(facts)
+        result.drifts += self.learner.apply(facts).drifts
+        self.champion.adopt(self.learner.model, self.learner.version)

@@ -1,0 +1,454 @@
+"""Bytes to words and back: the only module that knows JSON.
+
+What comes from outside is decoded against the declared schema; what does not fit is a dead
+letter with a reason that a person understands, and never an exception in the loop.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+import numpy as np
+
+from app.core.entity import SlotValue
+from app.core.pending import Label
+from app.core.scoring import Batch
+from app.errors import Malformed
+from app.records import Example, Feedback, Hop, Position, Record, Score, Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from app.config import LabelSettings, TransactionSettings
+    from app.core.entity import Slot
+    from app.core.features import FeaturePlan
+    from app.records import Headers
+
+ID_MAX: Final = 256
+#: Below, a number is taken for seconds, from here on for milliseconds: 1e11 s is the year 5138,
+#: 1e11 ms was 1973.
+_SECONDS_MAX: Final = 1e11
+
+encode = msgspec.json.Encoder().encode
+
+_Refusal = tuple[Record, Malformed]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Decoded(Generic[T]):
+    """What could be read of some records, in order, and what could not."""
+
+    read: T
+    records: list[Record]
+    refused: list[_Refusal]
+
+
+class ValueReader:
+    """Decoder of flat JSON objects with declared fields.
+
+    ``fields`` maps a field's name to its type; ``read`` raises Malformed and names the field.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        optional: Iterable[str],
+        *,
+        refuse_unknown: bool,
+        limit: int,
+    ) -> None:
+        """Compile the declared fields."""
+        self.names = tuple(fields)
+        self.limit = limit
+        absent = set(optional)
+        self._attributes = tuple(f"f{i}" for i in range(len(self.names)))
+        declared = [
+            (
+                attribute,
+                kind | None if name in absent else kind,
+                msgspec.field(name=name, default=None)
+                if name in absent
+                else msgspec.field(name=name),
+            )
+            for attribute, (name, kind) in zip(self._attributes, fields.items(), strict=True)
+        ]
+        shape = msgspec.defstruct(
+            "Value",
+            declared,
+            kw_only=True,
+            forbid_unknown_fields=refuse_unknown,
+            gc=False,
+        )
+        self._decode = msgspec.json.Decoder(shape).decode
+
+    def read(self, value: bytes | None) -> Any:
+        """Return an object whose attributes f0, f1... are the declared fields, in their order."""
+        if value is None:
+            raise Malformed("value", None, "a JSON object")
+        if len(value) > self.limit:
+            text = f"a value of at most {self.limit} bytes"
+            raise Malformed("value", f"{len(value)} bytes long", text)
+        try:
+            decoded = self._decode(value)
+        except msgspec.ValidationError as error:
+            raise self._explained(value, error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Malformed("value", _beginning(value), f"JSON ({error})") from None
+        except RecursionError:
+            raise Malformed("value", _beginning(value), "a flat JSON object") from None
+        # Each key and each string brings two quotation marks; any more are escapes or a key
+        # that stands twice, and only then is a closer look worth its time.
+        values = [getattr(decoded, attribute) for attribute in self._attributes]
+        marks = 2 * sum((v is not None) + isinstance(v, str | datetime) for v in values)
+        if value.count(b'"') != marks:
+            json.loads(value, object_pairs_hook=_refuse_twice)
+        return decoded
+
+    def _explained(self, value: bytes, error: msgspec.ValidationError) -> Malformed:
+        text = str(error)
+        what, _, where = text.partition(" - at `$.")
+        field = where.rstrip("`") or "value"
+        if "unknown field" in text:
+            name = text.split("`")[1]
+            return Malformed(name, _field(value, name), "no such field, or its declaration")
+        if "missing required field" in text:
+            name = text.split("`")[1]
+            return Malformed(name, None, "a value")
+        if field == "value":
+            return Malformed("value", _beginning(value), "a JSON object")
+        return Malformed(field, _field(value, field), _in_words(what))
+
+
+def _in_words(expected: str) -> str:
+    words = expected.removeprefix("Expected ").split(", got")[0].replace("`", "")
+    names = {
+        "float": "a finite number",
+        "datetime | int | float": "an ISO 8601 time or a number",
+    }
+    return names.get(words, words)
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise Malformed(key, value, "each key once")
+        seen[key] = value
+    return seen
+
+
+def _field(value: bytes, name: str) -> Any:
+    try:
+        return json.loads(value).get(name)
+    except (ValueError, AttributeError, RecursionError):
+        return _beginning(value)
+
+
+def _beginning(value: bytes) -> str:
+    return value[:80].decode("utf-8", "replace")
+
+
+def time_ms_of(value: datetime | float, unit: str) -> int:
+    """Epoch milliseconds of a time as it stands in JSON; a time without a zone is UTC.
+
+    ``unit`` is "s", "ms" or "auto" (a number below 1e11 counts seconds).
+
+    >>> time_ms_of(datetime(1970, 1, 2), "auto"), time_ms_of(86400, "auto")
+    (86400000, 86400000)
+    """
+    if isinstance(value, datetime):
+        aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return round(aware.timestamp() * 1_000)
+    seconds = unit == "s" or (unit == "auto" and abs(value) < _SECONDS_MAX)
+    return round(value * 1_000) if seconds else round(value)
+
+
+def _id(field: str, value: str | int) -> str:
+    text = value if isinstance(value, str) else str(value)
+    if not 0 < len(text) <= ID_MAX or "\0" in text:
+        raise Malformed(field, value, f"1 to {ID_MAX} characters, none of them NUL")
+    return text
+
+
+class TransactionReader:
+    """Transactions of the declared schema, in columns."""
+
+    def __init__(self, settings: TransactionSettings, plan: FeaturePlan) -> None:
+        """Compile the declared schema."""
+        self._of, self._plan = settings, plan
+        amount = [settings.amount] if settings.amount else []
+        numbers = [*settings.numbers, *amount]
+        fields: dict[str, Any] = {
+            settings.id: str | int,
+            settings.time: datetime | int | float,
+        }
+        fields |= dict.fromkeys(settings.entities, str | int)
+        fields |= dict.fromkeys(numbers, float)
+        fields |= dict.fromkeys(settings.categories, str | int | bool)
+        self._numbers, self._n_entities = numbers, len(settings.entities)
+        self._time_min_ms = time_ms_of(datetime.fromisoformat(settings.time_min), "iso")
+        self._reader = ValueReader(
+            fields,
+            settings.optional,
+            refuse_unknown=settings.unknown_fields == "refuse",
+            limit=settings.record_bytes_max,
+        )
+
+    def read_many(self, partition: int, records: Sequence[Record]) -> Decoded[Batch]:
+        """Decode the records of one partition; what is refused has no place in the columns."""
+        good: list[tuple[Record, str, int, list[str], list[float], list[Any]]] = []
+        refused: list[_Refusal] = []
+        for record in records:
+            try:
+                good.append((record, *self._read(record)))
+            except Malformed as error:
+                refused.append((record, error))
+        times = np.array([time for _, _, time, *_ in good], np.int64)
+        numbers = np.array([row[4] for row in good], np.float64).reshape(len(good), -1)
+        named = {name: numbers[:, i] for i, name in enumerate(self._numbers)}
+        categories = {
+            name: [_category(row[5][i]) for row in good]
+            for i, name in enumerate(self._of.categories)
+        }
+        amounts = named[self._of.amount] if self._of.amount else np.zeros(len(good))
+        batch = Batch(
+            ids=[row[1] for row in good],
+            times_ms=times,
+            amounts=np.ascontiguousarray(amounts),
+            keys=[[row[3][e] for row in good] for e in range(self._n_entities)],
+            rows=self._plan.own_columns(times, named, categories),
+            partitions=np.full(len(good), partition, np.int64),
+            offsets=np.array([row[0].offset for row in good], np.int64),
+            published_ms=np.array([row[0].timestamp_ms for row in good], np.int64),
+            traces=[trace_of(row[0].headers) for row in good],
+        )
+        return Decoded(batch, [row[0] for row in good], refused)
+
+    def _read(self, record: Record) -> tuple[str, int, list[str], list[float], list[Any]]:
+        of = self._of
+        decoded = self._reader.read(record.value)
+        values = iter([getattr(decoded, f"f{i}") for i in range(len(self._reader.names))])
+        transaction_id = _id(of.id, next(values))
+        time = self._time(next(values), record)
+        keys = [_id(name, next(values)) for name in of.entities]
+        numbers = [self._number(name, next(values)) for name in self._numbers]
+        if keys and record.key != keys[0].encode():
+            key = None if record.key is None else record.key.decode("utf-8", "replace")
+            raise Malformed("key", key, f"the value of {of.entities[0]}, {keys[0]!r}")
+        return transaction_id, time, keys, numbers, list(values)
+
+    def _time(self, value: datetime | float, record: Record) -> int:
+        of = self._of
+        if isinstance(value, datetime) and of.time_unit in ("s", "ms"):
+            raise Malformed(of.time, value.isoformat(), f"a number of {of.time_unit}")
+        try:
+            time = time_ms_of(value, of.time_unit)
+        except OverflowError:
+            time = -1
+        if not self._time_min_ms <= time <= record.timestamp_ms + of.ahead_max:
+            shown = value.isoformat() if isinstance(value, datetime) else value
+            ahead = f"{of.ahead_max // 1000} s after it was published"
+            raise Malformed(of.time, shown, f"a time from {of.time_min} to {ahead}")
+        return time
+
+    def _number(self, name: str, value: float | None) -> float:
+        if value is None:
+            return float("nan")
+        of = self._of
+        low = 0.0 if name == of.amount and not of.negative_amounts else -of.number_max
+        if not low <= value <= of.number_max:
+            raise Malformed(name, value, f"a finite number from {low:g} to {of.number_max:g}")
+        return value
+
+
+def _category(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+class LabelReader:
+    """Labels of the declared schema."""
+
+    def __init__(self, settings: LabelSettings) -> None:
+        """Compile the declared schema."""
+        self._of = settings
+        fields: dict[str, Any] = {
+            settings.transaction_id: str | int,
+            settings.value: bool | int,
+            settings.time: datetime | int | float,
+        }
+        if settings.source:
+            fields[settings.source] = str
+        optional = [settings.source] if settings.source else []
+        self._reader = ValueReader(fields, optional, refuse_unknown=True, limit=65_536)
+
+    def read(self, record: Record) -> Label:
+        """One label. Raises Malformed."""
+        of = self._of
+        decoded = self._reader.read(record.value)
+        transaction_id = _id(of.transaction_id, decoded.f0)
+        if decoded.f1 not in (0, 1):
+            raise Malformed(of.value, decoded.f1, "true, false, 1 or 0")
+        if record.key != transaction_id.encode():
+            key = None if record.key is None else record.key.decode("utf-8", "replace")
+            raise Malformed("key", key, f"the transaction id, {transaction_id!r}")
+        source = getattr(decoded, "f3", None) or "unknown"
+        try:
+            time = time_ms_of(decoded.f2, "auto")
+        except OverflowError:
+            raise Malformed(of.time, decoded.f2, "a time") from None
+        return Label(transaction_id, bool(decoded.f1), time, source, record)
+
+
+_hop = msgspec.json.Decoder(Hop).decode
+_score = msgspec.json.Decoder(Score).decode
+_example: Callable[[bytes], Example | Summary] = msgspec.json.Decoder(Example | Summary).decode
+_feedback = msgspec.json.Decoder(Feedback).decode
+
+
+def read_hops(records: Sequence[Record], n_features: int) -> Decoded[Batch]:
+    """Transactions that an earlier stage sent on, in columns."""
+    good: list[tuple[Record, Hop]] = []
+    refused: list[_Refusal] = []
+    for record in records:
+        try:
+            good.append((record, _read_hop(record, n_features)))
+        except Malformed as error:
+            refused.append((record, error))
+    hops = [hop for _, hop in good]
+    n_keys = len(hops[0].keys) if hops else 0
+    batch = Batch(
+        ids=[hop.transaction_id for hop in hops],
+        times_ms=np.array([hop.time_ms for hop in hops], np.int64),
+        amounts=np.array([hop.amount for hop in hops], np.float64),
+        keys=[[hop.keys[e] for hop in hops] for e in range(n_keys)],
+        rows=np.array([hop.row for hop in hops], np.float64).reshape(len(hops), n_features),
+        partitions=np.array([hop.partition for hop in hops], np.int64),
+        offsets=np.array([hop.offset for hop in hops], np.int64),
+        published_ms=np.array([hop.published_ms for hop in hops], np.int64),
+        traces=[trace_of(record.headers) for record, _ in good],
+    )
+    return Decoded(batch, [record for record, _ in good], refused)
+
+
+def _read_hop(record: Record, n_features: int) -> Hop:
+    hop = _own(_hop, record)
+    if len(hop.row) != n_features:
+        text = f"{n_features} features: the configuration changed on the way"
+        raise Malformed("row", f"{len(hop.row)} features", text)
+    return hop
+
+
+def write_hop(batch: Batch, i: int) -> bytes:
+    """The i-th transaction of a batch, for the next stage."""
+    return encode(
+        Hop(
+            batch.ids[i],
+            int(batch.times_ms[i]),
+            float(batch.amounts[i]),
+            [column[i] for column in batch.keys],
+            batch.rows[i].tolist(),
+            int(batch.partitions[i]),
+            int(batch.offsets[i]),
+            int(batch.published_ms[i]),
+        )
+    )
+
+
+def read_score(record: Record) -> Score:
+    """A score that a worker published. Raises Malformed if it is none."""
+    return _own(_score, record)
+
+
+def read_example(record: Record) -> Example | Summary:
+    """A record of the examples log. Raises Malformed if it is none."""
+    return _own(_example, record)
+
+
+def read_feedback(record: Record) -> Feedback:
+    """A confirmed label on its way back. Raises Malformed if it is none."""
+    return _own(_feedback, record)
+
+
+def _own(decode: Callable[[bytes], T], record: Record) -> T:
+    try:
+        return decode(record.value or b"")
+    except msgspec.DecodeError as error:
+        raise Malformed(
+            "value", _beginning(record.value or b""), f"what weir writes: {error}"
+        ) from None
+
+
+_SLOT = struct.Struct("<qqdQQbH")
+_GUARD = struct.Struct("<Hq")
+_SLOT_KEY = struct.Struct("<H")
+
+
+def write_slot(slot: Slot, value: SlotValue | None) -> tuple[bytes, bytes | None]:
+    """One row of an entity's changelog, (key, value); the value is None where it was let go."""
+    key = slot[0].encode() + b"\0" + _SLOT_KEY.pack(slot[1])
+    if value is None:
+        return key, None
+    fixed = _SLOT.pack(*value[:6], len(value.guard))
+    return key, fixed + b"".join(_GUARD.pack(*pair) for pair in value.guard)
+
+
+def read_slot(key: bytes, value: bytes | None) -> tuple[Slot, SlotValue | None]:
+    """Inverse of ``write_slot``.
+
+    >>> row = SlotValue(3, 1_000, 9.5, 1, 2, -1, ((0, 17),))
+    >>> read_slot(*write_slot(("card-1", 3), row)) == (("card-1", 3), row)
+    True
+    """
+    slot = (key[:-3].decode(), _SLOT_KEY.unpack(key[-2:])[0])
+    if value is None:
+        return slot, None
+    sequence, time_ms, amount, id_hash, other_hash, label, n = _SLOT.unpack_from(value)
+    pairs = _GUARD.iter_unpack(value[_SLOT.size : _SLOT.size + n * _GUARD.size])
+    guard = tuple((int(upstream), int(offset)) for upstream, offset in pairs)
+    return slot, SlotValue(sequence, time_ms, amount, id_hash, other_hash, label, guard)
+
+
+TRACE: Final = "traceparent"
+
+
+def trace_of(headers: Headers) -> bytes | None:
+    """The W3C trace context of a record, if it carries one."""
+    for name, value in headers:
+        if name == TRACE:
+            return value
+    return None
+
+
+def headers_of(kind: str, identity: str, source: str, trace: bytes | None = None) -> Headers:
+    """Headers of what weir publishes: CloudEvents (binary mode), content type, source, trace.
+
+    ``identity`` is the same whenever the same record is delivered again.
+    """
+    headers = (
+        ("ce_specversion", b"1.0"),
+        ("ce_id", identity.encode()),
+        ("ce_source", b"/weir"),
+        ("ce_type", f"weir.{kind}.v1".encode()),
+        ("content-type", b"application/json"),
+        ("weir-source", source.encode()),
+    )
+    return (*headers, (TRACE, trace)) if trace else headers
+
+
+def dead_letter_headers(at: Position, stage: str, error: Exception, original: Headers) -> Headers:
+    """What a dead letter says of itself, in the words of Kafka Connect, after its own headers."""
+    return (
+        *original,
+        ("__connect.errors.topic", at.topic.encode()),
+        ("__connect.errors.partition", str(at.partition).encode()),
+        ("__connect.errors.offset", str(at.offset).encode()),
+        ("__connect.errors.stage", stage.encode()),
+        ("__connect.errors.exception.class.name", type(error).__name__.encode()),
+        ("__connect.errors.exception.message", f"{at}: {error}".encode()),
+    )

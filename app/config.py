@@ -1,0 +1,387 @@
+"""Settings, checked once: a TOML file over a shipped profile, environment variables over both.
+
+``WEIR_KAFKA__BOOTSTRAP=broker:9092`` overrides ``bootstrap`` in the table ``[kafka]``. What
+cannot work is refused here with the key, the value and what was expected, so that no other
+module checks a setting again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.errors import Misconfigured, shown
+
+PROFILES = ("card", "handbook", "stream")
+
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def parse_duration(value: Any) -> int:
+    """Milliseconds in a duration as people write it; a number counts seconds.
+
+    Raises ValueError on anything else.
+
+    >>> parse_duration("7d"), parse_duration("90s"), parse_duration(1.5)
+    (604800000, 90000, 1500)
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return round(value * 1_000)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(value))
+    if not match:
+        msg = 'expected a duration such as "250ms", "30s", "15m", "12h" or "7d"'
+        raise ValueError(msg)
+    return round(float(match[1]) * _UNITS_MS[match[2]])
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class Table(BaseModel):
+    """A table of the configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(Table):
+    """How to reach the brokers."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    session_timeout: Duration = 30_000
+    request_timeout: Duration = 40_000
+
+
+class TransactionSettings(Table):
+    """The schema of a transaction, as the services that publish it know it."""
+
+    id: str = "transaction_id"
+    time: str = "event_time"
+    time_unit: Literal["auto", "iso", "s", "ms"] = "auto"
+    entities: tuple[str, ...] = ()
+    amount: str | None = None
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    unknown_fields: Literal["refuse", "ignore"] = "refuse"
+    negative_amounts: bool = False
+    #: 1e12: above any amount in any currency, and its square is far from overflow.
+    number_max: float = 1e12
+    record_bytes_max: int = Field(default=65_536, ge=256)
+    ahead_max: Duration = 86_400_000  # event time may be this far after the broker's time stamp
+    time_min: str = "2000-01-01T00:00:00Z"
+
+    @model_validator(mode="after")
+    def _fields_are_distinct(self) -> Self:
+        fields = [self.id, self.time, *self.entities, *self.numbers, *self.categories]
+        fields += [self.amount] if self.amount else []
+        twice = sorted({f for f in fields if fields.count(f) > 1})
+        if twice:
+            msg = f"the field {shown(twice[0])} is declared twice; expected each field once"
+            raise ValueError(msg)
+        stray = sorted(set(self.optional) - set(self.numbers) - set(self.categories))
+        if stray:
+            msg = f"optional names {shown(stray[0])}; expected one of numbers or categories"
+            raise ValueError(msg)
+        return self
+
+
+class LabelSettings(Table):
+    """The schema of a label."""
+
+    transaction_id: str = "transaction_id"
+    value: str = "is_fraud"
+    time: str = "event_time"
+    source: str | None = "source"
+
+
+class NumberFeature(Table):
+    """A number of the transaction."""
+
+    kind: Literal["number"]
+    field: str
+    transform: Literal["identity", "log1p"] = "identity"
+    name: str | None = None
+
+
+class CalendarFeature(Table):
+    """The event time as a person reads a calendar (UTC)."""
+
+    kind: Literal["calendar"]
+    parts: tuple[Literal["weekend", "night", "hour_sin", "hour_cos", "weekday"], ...]
+    night_until_hour: int = Field(default=6, ge=0, le=23)
+    names: tuple[str, ...] = ()
+
+
+class CategoryFeature(Table):
+    """A category, hashed into a few one-hot columns."""
+
+    kind: Literal["category"]
+    field: str
+    buckets: int = Field(default=8, ge=2, le=1_024)
+
+
+Stat = Literal[
+    "count",
+    "sum",
+    "mean",
+    "max",
+    "std",
+    "ratio",
+    "zscore",
+    "since_last",
+    "distinct",
+    "seen",
+    "frauds",
+    "risk",
+]
+
+
+class WindowFeature(Table):
+    """A statistic of an entity's recent transactions, over one or several windows."""
+
+    kind: Literal["window"]
+    entity: str
+    stat: Stat
+    windows: tuple[Duration, ...] = Field(default=(86_400_000,), min_length=1)
+    delay: Duration = 0
+    prior: float = Field(default=0.0, ge=0.0)  # pseudo-transactions without fraud, for "risk"
+    names: tuple[str, ...] = ()
+
+
+Feature = Annotated[
+    NumberFeature | CalendarFeature | CategoryFeature | WindowFeature,
+    Field(discriminator="kind"),
+]
+
+
+class EntitySettings(Table):
+    """Bounds of the state that is kept per entity."""
+
+    history_max: int = Field(default=256, ge=8, le=4_096)  # transactions an entity, exact
+    entities_max: int = Field(default=1_000_000, ge=16)  # entities a partition; oldest leave
+
+
+class TopicSettings(Table):
+    """Names and shapes of the topics."""
+
+    prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    transactions: Name = "transactions"
+    labels: Name = "labels"
+    scores: Name = "scores"
+    alerts: Name = "alerts"
+    drift: Name = "drift"
+    dead_letters: Name = "dead-letters"
+    outcomes: Name = "outcomes"
+    examples: Name = "examples"
+    models: Name = "models"
+    partitions: int = Field(default=4, ge=1, le=1_024)
+    replication: int = Field(default=1, ge=1, le=9)
+    retention: Duration = 7 * 86_400_000  # of what people read: scores, alerts, outcomes...
+
+
+class ModelSettings(Table):
+    """The model: a name that weir ships or a River estimator by its dotted path."""
+
+    name: str = "average"
+    seed: int = 42
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class PolicySettings(Table):
+    """When a score becomes an alert."""
+
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    reasons_max: int = Field(default=5, ge=0, le=50)
+
+
+class JoinSettings(Table):
+    """How long scored transactions and labels wait for each other (event time)."""
+
+    maturity: Duration = 30 * 86_400_000  # unlabelled for so long: counts as legitimate
+    negatives: float = Field(default=1.0, gt=0.0, le=1.0)  # share of those that is learnt
+    forget: Duration = 60 * 86_400_000  # after maturity: a label this late is "expired"
+    early: Duration = 86_400_000  # a label may wait so long for its transaction
+    pending_max: int = Field(default=1_000_000, ge=16)  # a partition
+    early_max: int = Field(default=100_000, ge=16)  # a partition
+
+
+class LearnerSettings(Table):
+    """The learner: a fold over the examples log."""
+
+    in_worker: bool = True
+    corrections: Literal["ignore", "relearn"] = "ignore"
+    learnt_max: int = Field(default=262_144, ge=16)  # ids remembered, so none teaches twice
+    snapshot_every: int = Field(default=10_000, ge=1)  # examples
+    snapshot_interval: Duration = 10_000
+    snapshots_kept: int = Field(default=5, ge=1, le=100)
+    key: SecretStr = SecretStr("weir-development-key")
+    drift_delta: float = Field(default=0.002, gt=0.0, lt=1.0)  # River's default for ADWIN
+
+
+class WorkerSettings(Table):
+    """The worker process."""
+
+    group: Name = "weir"
+    batch_max: int = Field(default=2_048, ge=1, le=65_536)  # records taken at once
+    commit_interval: Duration = 250
+    delivery_timeout: Duration = 30_000
+    web_host: str = "127.0.0.1"
+    web_port: int = Field(default=6_066, ge=0, le=65_535)
+    data_dir: Path = Path(".weir")
+    log_format: Literal["human", "json"] = "human"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """Everything weir can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WEIR_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    profile: Literal["card", "handbook", "stream"] = "card"
+    kafka: KafkaSettings = KafkaSettings()
+    transaction: TransactionSettings = TransactionSettings()
+    label: LabelSettings = LabelSettings()
+    features: tuple[Feature, ...] = Field(default=(), min_length=1)
+    entity: EntitySettings = EntitySettings()
+    topics: TopicSettings = TopicSettings()
+    model: ModelSettings = ModelSettings()
+    policy: PolicySettings = PolicySettings()
+    join: JoinSettings = JoinSettings()
+    learner: LearnerSettings = LearnerSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then what the files say."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _features_name_what_is_declared(self) -> Self:
+        transaction = self.transaction
+        numbers = {
+            *transaction.numbers,
+            *([transaction.amount] if transaction.amount else []),
+        }
+        for at, feature in enumerate(self.features):
+            if isinstance(feature, NumberFeature) and feature.field not in numbers:
+                _unknown(at, "field", feature.field, numbers)
+            if isinstance(feature, CategoryFeature) and feature.field not in transaction.categories:
+                _unknown(at, "field", feature.field, transaction.categories)
+            if isinstance(feature, WindowFeature):
+                if feature.entity not in transaction.entities:
+                    _unknown(at, "entity", feature.entity, transaction.entities)
+                if feature.names and len(feature.names) != len(feature.windows):
+                    msg = f"features[{at}].names has {len(feature.names)}; expected one a window"
+                    raise ValueError(msg)
+        return self
+
+
+def _unknown(at: int, key: str, value: str, known: Any) -> None:
+    expected = ", ".join(sorted(known)) or "a field that [transaction] declares"
+    msg = f"features[{at}].{key} is {shown(value)}; expected one of: {expected}"
+    raise ValueError(msg)
+
+
+def load(path: Path | None = None, profile: str | None = None, **overrides: Any) -> Settings:
+    """Settings from a TOML file, over its profile, under the environment and ``overrides``.
+
+    ``overrides`` are tables by name, ``load(topics={"partitions": 1})``, and win over
+    everything. Raises Misconfigured with every key that cannot work.
+
+    >>> load(profile="handbook").transaction.entities
+    ('CUSTOMER_ID', 'TERMINAL_ID')
+    """
+    told = _read(path) if path else {}
+    chosen = str(profile or os.environ.get("WEIR_PROFILE") or told.get("profile", "card"))
+    if chosen not in PROFILES:
+        msg = f"profile is {shown(chosen)}; expected one of: {', '.join(PROFILES)}"
+        raise Misconfigured(msg)
+    base = tomllib.loads(resources.files("app.profiles").joinpath(f"{chosen}.toml").read_text())
+    merged = _merge(_merge(base, told), {"profile": chosen})
+    try:
+        settings = Settings(**merged)
+        if overrides:
+            settings = Settings.model_construct(
+                **{
+                    **{name: getattr(settings, name) for name in Settings.model_fields},
+                    **{
+                        name: _overridden(getattr(settings, name), value)
+                        for name, value in overrides.items()
+                    },
+                }
+            )
+    except ValidationError as error:
+        raise Misconfigured(_explain(error, path)) from None
+    return settings
+
+
+def _overridden(table: Any, value: Any) -> Any:
+    if isinstance(table, BaseModel) and isinstance(value, dict):
+        return type(table)(**{**table.model_dump(), **value})
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"{path}: {error.strerror}; expected a TOML file"
+        raise Misconfigured(msg) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path}: not TOML: {error}"
+        raise Misconfigured(msg) from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        text = problem["msg"].removeprefix("Value error, ")
+        given = problem.get("input")
+        value = "" if isinstance(given, dict | BaseModel) else f" is {shown(given)}"
+        lines.append(f"{where}{value}: {text}")
+    return "\n".join([f"{path or 'settings'}: {len(lines)} problem(s)", *lines])

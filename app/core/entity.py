@@ -1,0 +1,334 @@
+"""What is known of every entity of one kind and one partition: a fold over its input log.
+
+The last ``history_max`` transactions of an entity are kept exactly, in rings of columns
+(``windows``). Each slot of a ring is one row of the changelog: the record that was applied, and
+with it the guard, the highest source offset that was applied from each upstream partition.
+So a row costs the same however much is known of the entity, and state and position are one:
+what is in the changelog has been applied, what is not has not.
+
+Bounds: ``history_max`` transactions an entity, ``entities_max`` entities (those seen longest
+ago leave first), both in the configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from app.core.windows import APPLIED, BLOCK, FRAUD, LEGITIMATE, UNKNOWN, fold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from app.core.features import WindowPlan
+
+#: Rows and blocks that a new store has room for; both double when full.
+_ROOM: Final = 256
+
+#: An entity's share of the oldest that leave at once when the store is full.
+_LEAVE_SHARE: Final = 16
+
+Slot = tuple[str, int]  # entity, slot of its ring
+
+
+class SlotValue(NamedTuple):
+    """One row of the changelog: a transaction as it was applied, its label, the guard then."""
+
+    sequence: int  # the entity's n-th transaction, from 0
+    time_ms: int
+    amount: float
+    id_hash: int
+    other_hash: int
+    label: int  # UNKNOWN, LEGITIMATE, FRAUD
+    guard: tuple[tuple[int, int], ...]  # (upstream partition, highest source offset applied)
+
+
+def hash_id(text: str) -> int:
+    """64 bits of a name, equal in every process (Python's own hash is not).
+
+    >>> hash_id("t1") == hash_id("t1"), hash_id("t1") == hash_id("t2")
+    (True, False)
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@dataclass
+class EntityStore:
+    """All entities of one kind whose records lie in one partition.
+
+    ``upstreams`` is the number of partitions that a transaction of this partition may come
+    from: 1 for the first stage, that of the transactions topic for later ones.
+
+    >>> from app.core.features import WindowPlan
+    >>> store = EntityStore(WindowPlan.of([("count", 86_400_000, 0, 0.0)]))
+    >>> columns, status = store.apply(
+    ...     ["card-1", "card-1"], times_ms=np.array([0, 1_000]), amounts=np.array([5.0, 7.0]),
+    ...     ids=["t1", "t2"], others=["shop", "shop"],
+    ...     upstreams=np.array([0, 0]), offsets=np.array([0, 1]))
+    >>> columns[:, 0].tolist()
+    [1.0, 2.0]
+    """
+
+    plan: WindowPlan
+    history_max: int = 256
+    entities_max: int = 1_000_000
+    upstreams: int = 1
+    rows: dict[str, int] = field(default_factory=dict)
+    n_evicted: int = 0
+
+    def __post_init__(self) -> None:
+        """Make room for the first entities."""
+        blocks = -(-self.history_max // BLOCK)
+        self.history_max = blocks * BLOCK
+        self._free_rows: list[int] = []
+        self._free = np.arange(_ROOM, dtype=np.int64)[::-1].copy()
+        self._n_free = _ROOM
+        self._counts = np.zeros(_ROOM, np.int64)
+        self._guards = np.full((_ROOM, self.upstreams), -1, np.int64)
+        self._table = np.full((_ROOM, blocks), -1, np.int64)
+        self._last_ms = np.full(_ROOM, np.iinfo(np.int64).min, np.int64)
+        self._times = np.zeros((_ROOM, BLOCK), np.int64)
+        self._amounts = np.zeros((_ROOM, BLOCK))
+        self._ids = np.zeros((_ROOM, BLOCK), np.uint64)
+        self._others = np.zeros((_ROOM, BLOCK), np.uint64)
+        self._labels = np.full((_ROOM, BLOCK), UNKNOWN, np.int8)
+        self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
+        self.touched: dict[Slot, None] = {}
+
+    def __len__(self) -> int:
+        """How many entities are known."""
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the columns, without the dictionary of keys (about 130 more an entity)."""
+        columns = (self._counts, self._guards, self._table, self._last_ms, self._free)
+        pool = (
+            self._times,
+            self._amounts,
+            self._ids,
+            self._others,
+            self._labels,
+            self._sequences,
+        )
+        return sum(column.nbytes for column in (*columns, *pool))
+
+    def apply(
+        self,
+        keys: Sequence[str],
+        *,
+        times_ms: NDArray[np.int64],
+        amounts: NDArray[np.float64],
+        ids: Sequence[str],
+        others: Sequence[str],
+        upstreams: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+        """Fold transactions in order; return their features, shape (n, plan), and their status.
+
+        A transaction that was applied before, by its source offset or its id, changes
+        nothing; its features are 0 and its status says so (``windows``).
+        """
+        n = len(keys)
+        out = np.zeros((n, len(self.plan)))
+        status = np.zeros(n, np.int8)
+        slots = np.zeros(n, np.int64)
+        hashes = np.fromiter(map(hash_id, ids), np.uint64, n)
+        whom = np.fromiter(map(hash_id, others), np.uint64, n)
+        start = 0
+        while start < n:
+            rows = self._rows_of(keys, start)
+            part = slice(start, start + len(rows))
+            self._ensure_blocks(len(rows))
+            self._n_free = fold(
+                rows,
+                times_ms[part],
+                amounts[part],
+                hashes[part],
+                whom[part],
+                upstreams[part],
+                offsets[part],
+                self._counts,
+                self._guards,
+                self._table,
+                self._times,
+                self._amounts,
+                self._ids,
+                self._others,
+                self._labels,
+                self._sequences,
+                self._free,
+                self._n_free,
+                *self.plan.arrays,
+                status[part],
+                slots[part],
+                out[part],
+            )
+            np.maximum.at(self._last_ms, rows, times_ms[part])
+            start += len(rows)
+            for key, slot, became in zip(keys[part], slots[part], status[part], strict=True):
+                if became == APPLIED:
+                    self._touch(key, int(slot))
+        return out, status
+
+    def mark(self, key: str, transaction_id: str, *, is_fraud: bool) -> bool:
+        """Note the label of a transaction in its slot; return whether it was news.
+
+        A transaction that the ring no longer holds is no news. Marking twice is marking once.
+        """
+        row = self.rows.get(key)
+        if row is None:
+            return False
+        wanted = hash_id(transaction_id)
+        for slot in range(min(int(self._counts[row]), self.history_max)):
+            block, at = self._table[row, slot // BLOCK], slot % BLOCK
+            if self._ids[block, at] == wanted:
+                label = FRAUD if is_fraud else LEGITIMATE
+                if self._labels[block, at] == label:
+                    return False
+                self._labels[block, at] = label
+                self._touch(key, slot)
+                return True
+        return False
+
+    def history(self, key: str) -> list[tuple[int, float, int]]:
+        """(time_ms, amount, label) of the transactions held of an entity, oldest first."""
+        row = self.rows.get(key)
+        if row is None:
+            return []
+        count = int(self._counts[row])
+        slots = [n % self.history_max for n in range(max(0, count - self.history_max), count)]
+        places = [(self._table[row, s // BLOCK], s % BLOCK) for s in slots]
+        return [
+            (int(self._times[p]), float(self._amounts[p]), int(self._labels[p])) for p in places
+        ]
+
+    def changes(self) -> list[tuple[Slot, SlotValue | None]]:
+        """What was touched since the last call, each slot once; None: it was let go."""
+        changed = [(slot, self._read(*slot)) for slot in self.touched]
+        self.touched = {}
+        return changed
+
+    def restore(self, slots: Iterable[tuple[Slot, SlotValue | None]]) -> None:
+        """Take rows of the changelog in the order of the log.
+
+        Of several rows of one slot the highest applied offset wins, wherever it stands: a
+        worker that had lost the partition may have written late. None: the entity was let go.
+        """
+        for (key, slot), value in slots:
+            if value is None:
+                self._remove(key)
+                continue
+            row = self.rows.get(key)
+            if row is None:
+                row = self._new_row(key)
+            self._ensure_blocks(1)
+            if self._table[row, slot // BLOCK] < 0:
+                self._n_free -= 1
+                self._table[row, slot // BLOCK] = self._free[self._n_free]
+            place = (self._table[row, slot // BLOCK], slot % BLOCK)
+            for upstream, offset in value.guard:
+                self._guards[row, upstream] = max(self._guards[row, upstream], offset)
+            held = self._sequences[place]
+            if value.sequence < held or (value.sequence == held and value.label == UNKNOWN):
+                continue
+            self._sequences[place] = value.sequence
+            self._times[place], self._amounts[place] = value.time_ms, value.amount
+            self._ids[place], self._others[place] = value.id_hash, value.other_hash
+            self._labels[place] = value.label
+            self._counts[row] = max(self._counts[row], value.sequence + 1)
+            self._last_ms[row] = max(self._last_ms[row], value.time_ms)
+
+    def _touch(self, key: str, slot: int) -> None:
+        self.touched.pop((key, slot), None)  # to the end: the order of the changelog
+        self.touched[key, slot] = None
+
+    def _read(self, key: str, slot: int) -> SlotValue | None:
+        row = self.rows.get(key)
+        if row is None or self._table[row, slot // BLOCK] < 0:
+            return None
+        place = (self._table[row, slot // BLOCK], slot % BLOCK)
+        guard = self._guards[row]
+        return SlotValue(
+            int(self._sequences[place]),
+            int(self._times[place]),
+            float(self._amounts[place]),
+            int(self._ids[place]),
+            int(self._others[place]),
+            int(self._labels[place]),
+            tuple((int(p), int(guard[p])) for p in np.flatnonzero(guard >= 0)),
+        )
+
+    def _rows_of(self, keys: Sequence[str], start: int) -> NDArray[np.int64]:
+        """Rows of ``keys[start:]``, up to the first for which an entity would have to leave."""
+        rows: list[int] = []
+        for key in keys[start:]:
+            row = self.rows.get(key)
+            if row is None:
+                if len(self.rows) >= self.entities_max:
+                    if rows:
+                        break
+                    self._evict()
+                row = self._new_row(key)
+            rows.append(row)
+        return np.array(rows, np.int64)
+
+    def _new_row(self, key: str) -> int:
+        if self._free_rows:
+            row = self._free_rows.pop()
+        else:
+            row = len(self.rows)
+            if row == len(self._counts):
+                self._counts = _doubled(self._counts, 0)
+                self._guards = _doubled(self._guards, -1)
+                self._table = _doubled(self._table, -1)
+                self._last_ms = _doubled(self._last_ms, np.iinfo(np.int64).min)
+        self.rows[key] = row
+        return row
+
+    def _ensure_blocks(self, n: int) -> None:
+        while self._n_free < n:
+            held = len(self._times)
+            self._times = _doubled(self._times, 0)
+            self._amounts = _doubled(self._amounts, 0)
+            self._ids = _doubled(self._ids, 0)
+            self._others = _doubled(self._others, 0)
+            self._labels = _doubled(self._labels, UNKNOWN)
+            self._sequences = _doubled(self._sequences, -1)
+            free = np.empty(2 * held, np.int64)
+            free[: self._n_free] = self._free[: self._n_free]
+            free[self._n_free : self._n_free + held] = np.arange(2 * held - 1, held - 1, -1)
+            self._free, self._n_free = free, self._n_free + held
+
+    def _evict(self) -> None:
+        """Let the entities go that were seen longest ago (event time): a 16th of the store."""
+        keys = list(self.rows)
+        last = self._last_ms[[self.rows[key] for key in keys]]
+        n = max(1, len(keys) // _LEAVE_SHARE)
+        for at in np.argsort(last, kind="stable")[:n]:
+            self._remove(keys[at])
+            self.n_evicted += 1
+
+    def _remove(self, key: str) -> None:
+        row = self.rows.pop(key, None)
+        if row is None:
+            return
+        for slot in range(min(int(self._counts[row]), self.history_max)):
+            self._touch(key, slot)
+        for block in self._table[row][self._table[row] >= 0]:
+            self._sequences[block] = -1
+            self._ids[block] = 0
+            self._free[self._n_free] = block
+            self._n_free += 1
+        self._counts[row], self._guards[row], self._table[row] = 0, -1, -1
+        self._last_ms[row] = np.iinfo(np.int64).min
+        self._free_rows.append(row)
+
+
+def _doubled(column: NDArray[Any], fill: int) -> NDArray[Any]:
+    return np.concatenate([column, np.full_like(column, fill)])

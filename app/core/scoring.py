@@ -1,0 +1,140 @@
+"""From a batch of transactions to scores: the columns, the entity fold, the decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.core.policy import reasons
+from app.core.windows import APPLIED
+from app.records import ModelVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from app.core.entity import EntityStore
+    from app.core.models import Model
+    from app.core.policy import Threshold
+    from app.records import Reason
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transactions in columns, in the order of their log; n of each.
+
+    ``keys[e]`` are the values of the e-th declared entity, ``rows`` the features so far, shape
+    (n, features); ``partitions`` and ``offsets`` say where each transaction was first read.
+    """
+
+    ids: list[str]
+    times_ms: NDArray[np.int64]
+    amounts: NDArray[np.float64]
+    keys: list[list[str]]
+    rows: NDArray[np.float64]
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    published_ms: NDArray[np.int64]
+    traces: list[bytes | None]
+
+    def __len__(self) -> int:
+        """How many transactions."""
+        return len(self.ids)
+
+    def take(self, keep: NDArray[np.bool_]) -> Batch:
+        """Return the transactions where ``keep``, shape (n,), holds."""
+        if keep.all():
+            return self
+        at = np.flatnonzero(keep)
+        return replace(
+            self,
+            ids=[self.ids[i] for i in at],
+            times_ms=self.times_ms[at],
+            amounts=self.amounts[at],
+            keys=[[column[i] for i in at] for column in self.keys],
+            rows=self.rows[at],
+            partitions=self.partitions[at],
+            offsets=self.offsets[at],
+            published_ms=self.published_ms[at],
+            traces=[self.traces[i] for i in at],
+        )
+
+
+def fold_entity(
+    batch: Batch, entity: int, store: EntityStore, columns: NDArray[np.int64]
+) -> NDArray[np.int8]:
+    """Apply a batch to the store of its e-th entity; fill ``columns`` of its rows.
+
+    Returns what became of each transaction (``windows``): only those applied go on. "Distinct"
+    and "seen" look at the next entity of the transaction: a card's terminals, a terminal's cards.
+    """
+    other = batch.keys[(entity + 1) % len(batch.keys)]
+    single = store.upstreams == 1
+    features, status = store.apply(
+        batch.keys[entity],
+        times_ms=batch.times_ms,
+        amounts=batch.amounts,
+        ids=batch.ids,
+        others=other,
+        upstreams=np.zeros(len(batch), np.int64) if single else batch.partitions,
+        offsets=batch.offsets,
+    )
+    batch.rows[:, columns] = features
+    return status
+
+
+def applied(status: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Which transactions of a batch were applied just now."""
+    return np.asarray(status == APPLIED)
+
+
+@dataclass
+class Champion:
+    """The model that decides, and which version it is.
+
+    In the process of the learner this is the learner's own model, as it learns; elsewhere
+    that of the newest snapshot.
+    """
+
+    model: Model
+    version: ModelVersion
+
+    def adopt(self, model: Model, version: ModelVersion) -> bool:
+        """Follow a newer model; return whether it was newer."""
+        if version.position < self.version.position:
+            return False
+        self.model, self.version = model, version
+        return True
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided of a batch: scores and alerts, shape (n,), reasons of the alerts."""
+
+    scores: NDArray[np.float64]
+    alerts: NDArray[np.bool_]
+    reasons: dict[int, list[Reason]]
+
+
+def decide(
+    rows: NDArray[np.float64],
+    champion: Champion,
+    policy: Threshold,
+    names: Sequence[str],
+    reasons_max: int,
+) -> Decisions:
+    """Score rows, shape (n, d), and explain those that become alerts."""
+    scores = champion.model.score_many(rows)
+    alerts = policy.alerts(scores)
+    at = np.flatnonzero(alerts)
+    told: dict[int, list[Reason]] = {}
+    if len(at):
+        shares = champion.model.contributions(rows[at])
+        told = {
+            int(i): reasons(names, rows[i], share, reasons_max)
+            for i, share in zip(at, shares, strict=True)
+        }
+    return Decisions(scores, alerts, told)

@@ -1,0 +1,239 @@
+"""The shell of the learner: examples in, signed snapshots, outcomes and drift out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiokafka import TopicPartition
+from mode import Service
+
+from app import codec
+from app.core.learner import Learner
+from app.core.models import make_model
+from app.errors import Malformed, Refused
+from app.join import outcome_record
+from app.records import Partition, Position, Send
+from app.snapshots import seal, unseal
+from app.stages import dead_letter
+from app.tasks import Committed, Effects, Range
+from app.transport import Reader, reach, read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from app.config import Settings
+    from app.core.features import FeaturePlan
+    from app.core.learner import LearnerEffects
+    from app.core.scoring import Champion
+    from app.metrics import Metrics
+    from app.records import Example, Record, Summary
+    from app.topics import Topics
+
+log = structlog.get_logger(__name__)
+
+CHAMPION = "champion"
+
+
+def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
+    """A learner that has learnt nothing, for the configured model and features."""
+    model = make_model(
+        settings.model.name, plan.names, seed=settings.model.seed, **settings.model.params
+    )
+    return Learner(
+        name=CHAMPION,
+        model=model,
+        schema=plan.schema,
+        corrections=settings.learner.corrections,
+        learnt_max=settings.learner.learnt_max,
+        drift_delta=settings.learner.drift_delta,
+    )
+
+
+def newest(snapshots: Sequence[Record], settings: Settings, plan: FeaturePlan) -> Learner | None:
+    """The newest learner that verifies and fits the configuration; None where there is none."""
+    best: Learner | None = None
+    for record in snapshots:
+        try:
+            learner = open_snapshot(record, settings, plan)
+        except Refused as error:
+            log.warning("snapshot_refused", offset=record.offset, reason=str(error))
+            continue
+        if best is None or learner.position >= best.position:
+            best = learner
+    return best
+
+
+def open_snapshot(record: Record, settings: Settings, plan: FeaturePlan) -> Learner:
+    """The learner in a record of the models topic. Raises Refused."""
+    learner = unseal(record.value or b"", [settings.learner.key.get_secret_value().encode()])
+    if not isinstance(learner, Learner):
+        msg = f"snapshot holds a {type(learner).__name__}; expected a Learner"
+        raise Refused(msg)
+    if learner.schema != plan.schema:
+        msg = (
+            f"snapshot has features of schema {learner.schema}; the configuration declares "
+            f"{plan.schema}. A model of other features starts anew"
+        )
+        raise Refused(msg)
+    return learner
+
+
+@dataclass
+class LearnStage:
+    """The learner: one partition, one task."""
+
+    settings: Settings
+    topics_by_role: Topics
+    plan: FeaturePlan
+    champion: Champion
+    metrics: Metrics
+    name: str = "learn"
+    topics: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the place of the learner in the flow."""
+        self.topics = (self.topics_by_role.examples.name,)
+
+    def task(self, partition: int) -> LearnTask:
+        """Return a new task, with nothing restored yet."""
+        return LearnTask(self, partition)
+
+
+class LearnTask:
+    """The learner's one task. Its state is a snapshot, which holds its position."""
+
+    def __init__(self, stage: LearnStage, partition: int) -> None:
+        """Start with nothing learnt."""
+        self.stage = stage
+        self.inputs = (Partition(stage.topics[0], partition),)
+        self.learner = new_learner(stage.settings, stage.plan)
+        self._snapshots = Partition(stage.topics_by_role.models.name, 0)
+        self._kept_position = -1  # of the last snapshot
+        self._kept_learned = 0
+        self._kept_ms = 0
+        self._turn = 0
+
+    def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
+        """All snapshots that are kept: the newest that verifies is where we go on."""
+        return [Range(self._snapshots)]
+
+    def restore(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Take the newest of these snapshots if it is newer than what we have."""
+        if records and records[-1].key:
+            self._turn = int(records[-1].key.rpartition(b"/")[2]) + 1
+        found = newest(records, self.stage.settings, self.stage.plan)
+        if found is not None and found.position >= self.learner.position:
+            self.learner = found
+            self._kept_position, self._kept_learned = found.position, found.n_learned
+
+    def start(self) -> Mapping[Partition, int]:
+        """The examples after those that the snapshot holds, wherever the offsets stand."""
+        self._adopt()
+        return {self.inputs[0]: self.learner.position + 1}
+
+    def apply(
+        self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
+    ) -> None:
+        """Learn; the scorer of this process follows at once."""
+        examples: list[tuple[int, Example | Summary]] = []
+        for record in records:
+            try:
+                examples.append((record.offset, codec.read_example(record)))
+            except Malformed as error:
+                at = Position(*partition, record.offset)
+                topics = self.stage.topics_by_role
+                effects.outputs.append(dead_letter(topics, at, self.stage.name, record, error))
+                self.stage.metrics.dead_letter(partition.topic)
+        followed = self.learner.apply(examples)
+        self._tell(followed, effects)
+        self._adopt()
+        self._kept_ms = self._kept_ms or now_ms
+        self.stage.metrics.learned(self.learner, followed)
+        self.stage.metrics.consumed(self.stage.name, len(records), 0)
+
+    def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
+        """Keep a snapshot, every so many examples or so long after the last."""
+        learner, bounds = self.learner, self.stage.settings.learner
+        if learner.position == self._kept_position:
+            return
+        grown = learner.n_learned - self._kept_learned >= bounds.snapshot_every
+        aged = now_ms - self._kept_ms >= bounds.snapshot_interval
+        if not (grown or aged or is_last):
+            return
+        key = bounds.key.get_secret_value().encode()
+        # Keys take turns, so that compaction keeps the last few of them.
+        name = f"{CHAMPION}/{self._turn % bounds.snapshots_kept}".encode()
+        self._turn += 1
+        effects.state.append(Send(self._snapshots.topic, 0, name, seal(learner, key)))
+        self._kept_position, self._kept_learned = learner.position, learner.n_learned
+        self._kept_ms = now_ms
+        self.stage.metrics.snapshot(len(effects.state[-1].value or b""), now_ms)
+
+    def note(self, partition: Partition, offset: int) -> str:
+        """Nothing: the position lies in the snapshot."""
+        return ""
+
+    def _adopt(self) -> None:
+        self.stage.champion.adopt(self.learner.model, self.learner.version)
+
+    def _tell(self, followed: LearnerEffects, effects: Effects) -> None:
+        topics, out = self.stage.topics_by_role, effects.outputs
+        out += [outcome_record(topics, outcome) for outcome in followed.outcomes]
+        for drift in followed.drifts:
+            at = f"{topics.examples.name}/0/{drift.model.position}"
+            identity = f"{at}/{drift.kind}/{drift.subject}"
+            headers = codec.headers_of("drift", identity, at)
+            value = codec.encode(drift)
+            out.append(Send(topics.drift.name, 0, drift.subject.encode(), value, headers))
+        self.stage.metrics.outcomes(followed.outcomes)
+
+
+class Follower(Service):
+    """Follows the snapshots of a learner in another process: the newest that verifies decides."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topics: Topics,
+        plan: FeaturePlan,
+        champion: Champion,
+        **kwargs: Any,
+    ) -> None:
+        """Describe what to follow; nothing is connected yet."""
+        super().__init__(**kwargs)
+        self._settings, self._plan, self._champion = settings, plan, champion
+        self._at = TopicPartition(topics.models.name, 0)
+        self.caught_up = asyncio.Event()
+
+    @Service.task
+    async def _follow(self) -> None:
+        consumer = Reader(self._settings).client()
+        await reach(consumer.start, self._settings.kafka.bootstrap)
+        try:
+            consumer.assign([self._at])
+            await consumer.seek_to_beginning(self._at)
+            end = (await consumer.end_offsets([self._at]))[self._at]
+            while not self.should_stop:
+                fetched = await consumer.getmany(self._at, timeout_ms=500)
+                self._take([read(record) for record in fetched.get(self._at, ())])
+                if not self.caught_up.is_set() and await consumer.position(self._at) >= end:
+                    self.caught_up.set()
+        finally:
+            await consumer.stop()
+
+    def _take(self, snapshots: Sequence[Record]) -> None:
+        found = newest(snapshots, self._settings, self._plan)
+        if found is None:
+            return
+        held = self._champion.version
+        if found.position > held.position:
+            self._champion.adopt(found.model, found.version)
+            log.info("model_adopted", position=found.position, digest=found.digest)
+        elif found.position == held.position and found.digest != held.digest:
+            # Two learners of one log must agree; if not, one of them did not learn that log.
+            log.error(
+                "models_differ", position=found.position, ours=held.digest, theirs=found.digest
+            )

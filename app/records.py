@@ -1,0 +1,204 @@
+"""The words: what lies on the topics and what the folds hand to each other.
+
+Each ``Struct`` is the value of one topic (JSON); their JSON Schemas are generated from here
+into ``docs/schemas``. Times are epoch milliseconds, UTC, event time unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+#: Version of every value that weir publishes; a breaking change raises it.
+SCHEMA_VERSION = 1
+
+LabelSource = str
+Outcome = Literal["learn", "duplicate", "early", "unknown", "expired", "corrected", "rejected"]
+
+
+class Partition(NamedTuple):
+    """A topic's partition: one totally ordered log."""
+
+    topic: str
+    partition: int
+
+
+class Position(NamedTuple):
+    """Where a record lies; orders all records of one partition."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        """As error messages show it.
+
+        >>> str(Position("transactions", 3, 1042))
+        'transactions[3]@1042'
+        """
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class Record(NamedTuple):
+    """One Kafka record as it was read."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int  # the broker's or the producer's clock, not event time
+    headers: Headers = ()
+
+
+class Send(NamedTuple):
+    """One record to be written."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class ModelVersion(msgspec.Struct, frozen=True):
+    """Which model scored: a function of the examples log up to ``position``.
+
+    ``position`` is the offset of the last example applied (-1: none); ``digest`` is a
+    digest over all that was learnt, in order, so equal versions mean equal models.
+    """
+
+    name: str
+    position: int
+    digest: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where the transaction of a record lies, and when it was published (wall clock)."""
+
+    topic: str
+    partition: int
+    offset: int
+    published_ms: int
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One feature's share in a score: ``contribution`` is additive to the model's margin."""
+
+    feature: str
+    value: float | None
+    contribution: float
+    text: str
+
+
+class Hop(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A transaction on its way from one entity stage to the next (internal)."""
+
+    transaction_id: str
+    time_ms: int
+    amount: float
+    keys: list[str]
+    row: list[float | None]  # features so far, in schema order; null: not known
+    partition: int  # source position of the transaction
+    offset: int
+    published_ms: int
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A scored transaction: everything that was used to decide, nothing to be recomputed later."""
+
+    transaction_id: str
+    time_ms: int
+    entities: dict[str, str]
+    amount: float
+    score: float  # [0, 1], higher is more suspicious
+    is_alert: bool
+    features: list[float | None]  # as used, in schema order; null: missing
+    feature_schema: str  # digest of the features' names
+    model: ModelVersion
+    source: Source
+    reasons: list[Reason] = []
+    schema_version: int = SCHEMA_VERSION
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """A score that the policy brings to a person."""
+
+    transaction_id: str
+    time_ms: int
+    entities: dict[str, str]
+    amount: float
+    score: float
+    policy: str  # what fired, in words
+    reasons: list[Reason]  # most suspicious first
+    model: ModelVersion
+    source: Source
+    schema_version: int = SCHEMA_VERSION
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="example"):
+    """The features as they were when scored, with the label: one fact for the learner."""
+
+    transaction_id: str
+    time_ms: int
+    amount: float
+    entities: dict[str, str]
+    score: float
+    features: list[float | None]
+    feature_schema: str
+    is_fraud: bool
+    label_time_ms: int
+    label_source: LabelSource  # "maturity": no label came in time
+    origin: tuple[str, int, int]  # position of the record that completed the example
+    weight: float = 1.0  # 1 / the share of such examples that is kept
+    schema_version: int = SCHEMA_VERSION
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="summary"):
+    """A run of scores of one partition in a few numbers, for the monitor."""
+
+    partition: int
+    first_offset: int
+    last_offset: int
+    n: int
+    n_alerts: int
+    mean_score: float
+    first_time_ms: int
+    last_time_ms: int
+    schema_version: int = SCHEMA_VERSION
+
+
+class Feedback(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A confirmed label on its way back to an entity stage (internal)."""
+
+    transaction_id: str
+    is_fraud: bool
+
+
+class LabelOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one label."""
+
+    transaction_id: str
+    outcome: Outcome
+    is_fraud: bool
+    label_source: LabelSource
+    origin: tuple[str, int, int]  # position of the label
+    reason: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """The world changed: what, since when, from what to what."""
+
+    detector: str
+    kind: Literal["score", "performance", "feature"]
+    subject: str  # what drifted
+    before: float
+    after: float
+    since_ms: int  # event time, estimated onset
+    detected_ms: int  # event time
+    n_examples: int  # learnt when it was detected
+    model: ModelVersion
+    schema_version: int = SCHEMA_VERSION

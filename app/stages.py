@@ -1,0 +1,245 @@
+"""The shell of the entity stages: transactions in, features added, the last one scores.
+
+The same code serves every stage: the first reads transactions, each later one the hops to its
+entity; each folds its entity and sends on what was applied; the last one scores. What was
+applied before is passed over in silence: its outputs were acknowledged before its state was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from app import codec
+from app.core.entity import EntityStore
+from app.core.scoring import applied, decide, fold_entity
+from app.core.windows import DUPLICATE
+from app.errors import Malformed
+from app.records import Alert, Partition, Position, Score, Send, Source
+from app.tasks import Committed, Effects, Range
+from app.topics import DEAD_LETTER_BYTES, partition_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from app.config import Settings
+    from app.core.features import FeaturePlan
+    from app.core.policy import Threshold
+    from app.core.scoring import Batch, Champion
+    from app.metrics import Metrics
+    from app.records import Record
+    from app.topics import Topics
+
+#: Headers of a dead letter: position, reason, the record's own.
+_HEADERS_BYTES: Final = 65_536
+
+
+@dataclass
+class EntityStage:
+    """One stage: ``index`` is that of its entity in the transaction, or 0 where there is none."""
+
+    settings: Settings
+    topics_by_role: Topics
+    plan: FeaturePlan
+    champion: Champion
+    policy: Threshold
+    metrics: Metrics
+    index: int = 0
+    name: str = field(init=False)
+    topics: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the place of this stage in the flow."""
+        entities = self.settings.transaction.entities
+        self.entity = entities[self.index] if entities else None
+        self.is_first = self.index == 0
+        self.is_last = self.index == max(len(entities) - 1, 0)
+        self.source = self.topics_by_role.stage_input(entities, self.index)
+        feedback = [self.topics_by_role.feedback[self.entity].name] if self.entity else []
+        self.name = self.entity or "score"
+        self.topics = (self.source.name, *feedback)
+        self.reader = codec.TransactionReader(self.settings.transaction, self.plan)
+
+    def task(self, partition: int) -> EntityTask:
+        """Return a new task for one partition, with nothing restored yet."""
+        return EntityTask(self, partition)
+
+
+class EntityTask:
+    """One partition of an entity stage; its state is the store, its log the changelog."""
+
+    def __init__(self, stage: EntityStage, partition: int) -> None:
+        """Start with an empty store."""
+        self.stage = stage
+        self.partition = partition
+        self.inputs = tuple(Partition(topic, partition) for topic in stage.topics)
+        self.store: EntityStore | None = None
+        if stage.entity is not None:
+            self.columns, windows = stage.plan.windows[stage.entity]
+            bounds = stage.settings.entity
+            self.store = EntityStore(
+                windows,
+                history_max=bounds.history_max,
+                entities_max=bounds.entities_max,
+                upstreams=1 if stage.is_first else stage.topics_by_role.transactions.partitions,
+            )
+            self.changelog = stage.topics_by_role.changelogs[stage.entity].name
+
+    def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
+        """The whole changelog: what is in it has been applied, wherever the offsets stand."""
+        return [Range(Partition(self.changelog, self.partition))] if self.store else []
+
+    def restore(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Take rows of the changelog."""
+        if self.store is not None:
+            self.store.restore(codec.read_slot(r.key, r.value) for r in records if r.key)
+
+    def start(self) -> Mapping[Partition, int]:
+        """Every input begins at its committed offset."""
+        return {}
+
+    def apply(
+        self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
+    ) -> None:
+        """Fold transactions, or confirmed labels of earlier ones."""
+        if partition == self.inputs[0]:
+            self._on_transactions(records, now_ms, effects)
+        else:
+            self._on_feedback(partition, records, effects)
+        if self.store is not None:
+            for slot, value in self.store.changes():
+                row = codec.write_slot(slot, value)
+                effects.state.append(Send(self.changelog, self.partition, *row))
+            self.stage.metrics.entities(self.stage.name, self.partition, self.store)
+
+    def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
+        """Nothing is due by the clock."""
+
+    def note(self, partition: Partition, offset: int) -> str:
+        """Nothing: the guard lies in the values."""
+        return ""
+
+    def _on_transactions(self, records: Sequence[Record], now_ms: int, effects: Effects) -> None:
+        stage = self.stage
+        if stage.is_first:
+            decoded = stage.reader.read_many(self.partition, records)
+        else:
+            decoded = codec.read_hops(records, len(stage.plan.names))
+        refused = list(decoded.refused)
+        batch = decoded.read
+        if self.store is not None and len(batch):
+            status = fold_entity(batch, stage.index, self.store, self.columns)
+            for i in np.flatnonzero(status == DUPLICATE):
+                field, expected = stage.settings.transaction.id, "an id that was not used before"
+                refused.append((decoded.records[i], Malformed(field, batch.ids[i], expected)))
+            batch = batch.take(applied(status))
+        for record, error in refused:
+            effects.outputs.append(self._dead_letter(self.inputs[0], record, error))
+        if stage.is_last:
+            self._score(batch, now_ms, effects)
+        else:
+            self._send_on(batch, effects)
+        stage.metrics.consumed(stage.name, len(records), len(refused))
+
+    def _on_feedback(
+        self, partition: Partition, records: Sequence[Record], effects: Effects
+    ) -> None:
+        for record in records:
+            try:
+                feedback = codec.read_feedback(record)
+            except Malformed as error:
+                effects.outputs.append(self._dead_letter(partition, record, error))
+                continue
+            if self.store is not None and record.key is not None:
+                key, transaction_id = record.key.decode(), feedback.transaction_id
+                self.store.mark(key, transaction_id, is_fraud=feedback.is_fraud)
+
+    def _send_on(self, batch: Batch, effects: Effects) -> None:
+        stage = self.stage
+        entity = stage.settings.transaction.entities[stage.index + 1]
+        topic = stage.topics_by_role.hops[entity]
+        for i, key in enumerate(batch.keys[stage.index + 1]):
+            raw = key.encode()
+            trace = batch.traces[i]
+            headers = ((codec.TRACE, trace),) if trace else ()
+            value = codec.write_hop(batch, i)
+            partition = partition_of(raw, topic.partitions)
+            effects.outputs.append(Send(topic.name, partition, raw, value, headers))
+
+    def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
+        stage, topics = self.stage, self.stage.topics_by_role
+        decided = decide(
+            batch.rows,
+            stage.champion,
+            stage.policy,
+            stage.plan.names,
+            stage.settings.policy.reasons_max,
+        )
+        version, schema = stage.champion.version, stage.plan.schema
+        entities = stage.settings.transaction.entities
+        rows, scores = batch.rows.tolist(), decided.scores.tolist()
+        for i, transaction_id in enumerate(batch.ids):
+            source = Source(
+                topics.transactions.name,
+                int(batch.partitions[i]),
+                int(batch.offsets[i]),
+                int(batch.published_ms[i]),
+            )
+            score = Score(
+                transaction_id=transaction_id,
+                time_ms=int(batch.times_ms[i]),
+                entities={e: column[i] for e, column in zip(entities, batch.keys, strict=True)},
+                amount=float(batch.amounts[i]),
+                score=scores[i],
+                is_alert=bool(decided.alerts[i]),
+                features=rows[i],
+                feature_schema=schema,
+                model=version,
+                source=source,
+                reasons=decided.reasons.get(i, []),
+            )
+            key = transaction_id.encode()
+            at = f"{source.topic}/{source.partition}/{source.offset}"
+            partition = partition_of(key, topics.scores.partitions)
+            headers = codec.headers_of("score", at, at, batch.traces[i])
+            effects.outputs.append(
+                Send(topics.scores.name, partition, key, codec.encode(score), headers)
+            )
+            if score.is_alert:
+                alert = alert_of(score, stage.policy.words)
+                headers = codec.headers_of("alert", at, at, batch.traces[i])
+                effects.outputs.append(
+                    Send(topics.alerts.name, partition, key, codec.encode(alert), headers)
+                )
+        stage.metrics.scored(decided.scores, decided.alerts, now_ms - batch.published_ms)
+
+    def _dead_letter(self, partition: Partition, record: Record, error: Malformed) -> Send:
+        at = Position(*partition, record.offset)
+        self.stage.metrics.dead_letter(partition.topic)
+        return dead_letter(self.stage.topics_by_role, at, self.stage.name, record, error)
+
+
+def dead_letter(topics: Topics, at: Position, stage: str, record: Record, error: Exception) -> Send:
+    """A record that could not be read, raw, with its position and the reason."""
+    headers = codec.dead_letter_headers(at, stage, error, record.headers)
+    value, room = record.value, DEAD_LETTER_BYTES - _HEADERS_BYTES - len(record.key or b"")
+    if value is not None and len(value) > room:
+        value = value[: max(room, 0)]
+    return Send(topics.dead_letters.name, 0, record.key, value, headers)
+
+
+def alert_of(score: Score, policy: str) -> Alert:
+    """A score as a person should see it."""
+    return Alert(
+        transaction_id=score.transaction_id,
+        time_ms=score.time_ms,
+        entities=score.entities,
+        amount=score.amount,
+        score=score.score,
+        policy=policy,
+        reasons=score.reasons,
+        model=score.model,
+        source=score.source,
+    )

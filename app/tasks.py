@@ -1,0 +1,82 @@
+"""What a shell hands to whatever moves records: a task, and what it wants written.
+
+A task owns one partition of one stage: its inputs, its state, nothing else. Whoever runs it
+(the Faust transport, or the driver in ``testing``) keeps one order, and that order is the
+whole protocol: outputs, then state, then offsets, each acknowledged before the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from app.records import Partition, Record, Send
+
+
+class Committed(NamedTuple):
+    """A committed offset (the next to be read) and what the task noted beside it."""
+
+    offset: int
+    note: str = ""
+
+
+class Range(NamedTuple):
+    """Offsets [start, stop) to be read again; None: as far as the log goes."""
+
+    partition: Partition
+    start: int | None = None
+    stop: int | None = None
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a batch caused, in the order in which it must become durable."""
+
+    outputs: list[Send] = field(default_factory=list)
+    state: list[Send] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """One partition of one stage. It decides; whoever runs it reads, writes and commits."""
+
+    @property
+    def inputs(self) -> tuple[Partition, ...]:
+        """Partitions that this task reads."""
+
+    def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
+        """What must be read again before the first new record, in this order."""
+
+    def restore(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Take records of those ranges, quietly: nothing is said of them again."""
+
+    def start(self) -> Mapping[Partition, int]:
+        """Inputs that begin elsewhere than at their committed offset, after restoring."""
+
+    def apply(
+        self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
+    ) -> None:
+        """Fold new records of one input; add to ``effects`` what follows."""
+
+    def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
+        """Do what is due by the clock, or, at a graceful stop, what is left to do."""
+
+    def note(self, partition: Partition, offset: int) -> str:
+        """What to keep beside the committed ``offset`` of an input."""
+
+
+class Stage(Protocol):
+    """All partitions of one step of the flow."""
+
+    @property
+    def name(self) -> str:
+        """What logs and metrics call it."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Inputs, co-partitioned."""
+
+    def task(self, partition: int) -> Task:
+        """Return a new task for one partition, with nothing restored yet."""

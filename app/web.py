@@ -1,0 +1,67 @@
+"""What the worker shows over HTTP: metrics, health that tells the truth, readiness."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from faust import App
+
+    from app.transport import Flow
+
+#: A loop comes round ten times a second, and a batch takes well under a second.
+_STALLED_S: Final = 30.0
+
+Reasons = dict[str, str]
+
+
+def health(flow: Flow) -> Reasons:
+    """Why this process should be restarted; empty: it makes progress."""
+    reasons: Reasons = {}
+    still_s = time.monotonic() - flow.progress_s
+    if still_s > _STALLED_S:
+        reasons["loop"] = f"the loop has not come round for {still_s:.0f} s"
+    if flow.is_assigned and flow.lease.age_s > flow.settings.kafka.session_timeout / 1_000.0:
+        reasons["lease"] = f"no heartbeat was answered for {flow.lease.age_s:.0f} s"
+    return reasons
+
+
+def readiness(flow: Flow, is_model_loaded: Callable[[], bool]) -> Reasons:
+    """Why this process does not score yet; empty: it does."""
+    reasons = health(flow)
+    if not flow.is_assigned:
+        reasons["assignment"] = "the group has given no partitions yet"
+    elif not flow.is_restored:
+        reasons["state"] = "state is being restored"
+    if not is_model_loaded():
+        reasons["model"] = "the newest snapshot is not loaded yet"
+    return reasons
+
+
+def serve(app: App, flow: Flow, is_model_loaded: Callable[[], bool]) -> None:
+    """Add the pages to the web server of a Faust app."""
+
+    @app.page("/metrics")
+    async def metrics(self: Any, request: Any) -> Any:  # noqa: ARG001
+        return self.bytes(
+            generate_latest(flow.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    @app.page("/healthz")
+    async def healthz(self: Any, request: Any) -> Any:  # noqa: ARG001
+        return _answer(self, health(flow))
+
+    @app.page("/readyz")
+    async def readyz(self: Any, request: Any) -> Any:  # noqa: ARG001
+        return _answer(self, readiness(flow, is_model_loaded))
+
+
+def _answer(view: Any, reasons: Reasons) -> Any:
+    body = orjson.dumps({"status": "failing" if reasons else "ok", "reasons": reasons})
+    return view.bytes(body, status=503 if reasons else 200, content_type="application/json")

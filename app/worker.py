@@ -1,0 +1,115 @@
+"""Puts a process together: settings in, a Faust app with its flow out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import faust
+from faust.app.base import BootStrategy
+from yarl import URL
+
+from app.core.features import FeaturePlan
+from app.core.policy import Threshold
+from app.core.scoring import Champion
+from app.join import JoinStage
+from app.learning import Follower, LearnStage, new_learner
+from app.metrics import Metrics
+from app.stages import EntityStage
+from app.topics import Topics
+from app.transport import Flow, Restorer
+from app.web import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mode import ServiceT
+
+    from app.config import Settings
+    from app.tasks import Stage
+
+Role = Literal["worker", "learner"]
+
+
+class _Boot(BootStrategy):
+    enable_kafka_producer = False  # the flow has a producer of its own, whose every ack is seen
+
+
+class WeirApp(faust.App):
+    """A Faust app that runs a flow."""
+
+    BootStrategy = _Boot
+    flow: Flow
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Begin with nothing beside the flow."""
+        self.beside: list[ServiceT] = []
+        super().__init__(*args, **kwargs)
+
+    def on_init_dependencies(self) -> Iterable[ServiceT]:
+        """Start what runs beside the flow first: the flow waits for it."""
+        return [*self.beside, *super().on_init_dependencies()]
+
+
+def stages_of(
+    settings: Settings, role: Role, metrics: Metrics, champion: Champion, plan: FeaturePlan
+) -> Sequence[Stage]:
+    """The stages that a process of this role runs."""
+    topics = Topics.of(settings)
+    learner: list[Stage] = [LearnStage(settings, topics, plan, champion, metrics)]
+    if role == "learner":
+        return learner
+    policy = Threshold(settings.policy.threshold)
+    scoring: list[Stage] = [
+        EntityStage(settings, topics, plan, champion, policy, metrics, index)
+        for index in range(max(len(settings.transaction.entities), 1))
+    ]
+    join = JoinStage(settings, topics, metrics)
+    return [*scoring, join, *(learner if settings.learner.in_worker else [])]
+
+
+def fresh_champion(settings: Settings, plan: FeaturePlan) -> Champion:
+    """The model before anything was learnt."""
+    learner = new_learner(settings, plan)
+    return Champion(learner.model, learner.version)
+
+
+def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
+    """A Faust app, ready to be run by a Faust worker.
+
+    A worker that runs the learner too adopts its model after every batch learnt; every other
+    worker follows the snapshots.
+    """
+    plan = FeaturePlan.of(settings.features, settings.transaction.entities)
+    champion, metrics = fresh_champion(settings, plan), Metrics()
+    flow = Flow(settings, stages_of(settings, role, metrics, champion, plan), metrics)
+    worker = settings.worker
+    app = WeirApp(
+        worker.group if role == "worker" else f"{worker.group}-learner",
+        broker=[URL(f"weir://{b.strip()}") for b in settings.kafka.bootstrap.split(",")],
+        TableManager=Restorer,
+        store="memory://",
+        datadir=worker.data_dir / "faust",
+        broker_session_timeout=settings.kafka.session_timeout / 1_000.0,
+        broker_request_timeout=settings.kafka.request_timeout / 1_000.0,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=worker.web_port > 0,
+        web_bind=worker.web_host,
+        web_host=worker.web_host,
+        web_port=worker.web_port,
+        web_router_enabled=False,
+        web_tables_enabled=False,
+        web_graph_enabled=False,
+        web_stats_enabled=False,
+        web_metrics_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+    app.flow = flow
+    for name in flow.topics:
+        app.topics.add(app.topic(name, acks=False))
+    follower = Follower(settings, Topics.of(settings), plan, champion)
+    if role == "worker":
+        app.beside.append(follower)
+        flow.gates.append(follower.caught_up)
+    serve(app, flow, lambda: role == "learner" or follower.caught_up.is_set())
+    return app
