@@ -16,10 +16,11 @@ import numpy as np
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.pending import Join, JoinEffects, Label
-from app.core.policy import Threshold
 from app.core.scoring import Batch, Champion, decide, fold_entity
+from app.core.windows import FRAUD
 from app.learning import new_learner
 from app.records import Position, Score, Source
+from app.stages import policy_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from app.core.learner import Learner
     from app.files import Columns
     from app.records import Drift
+
 
 _DAY_MS = 86_400_000
 
@@ -77,7 +79,7 @@ class Backtest:
         self.plan = FeaturePlan.of(settings.features, self.entities)
         self.learner = new_learner(settings, self.plan)
         self.champion = Champion(self.learner.model, self.learner.version)
-        self.policy = Threshold(settings.policy.threshold)
+        self.policy = policy_of(settings)
         bounds, waits = settings.entity, settings.join
         self.stores = [
             EntityStore(
@@ -112,36 +114,41 @@ class Backtest:
         result = Result(np.empty(n), np.zeros(n, np.bool_), np.empty(n, np.int64), self.learner)
         rows = self.plan.own_columns(columns.times_ms, columns.numbers, columns.categories)
         order = np.argsort(due_ms, kind="stable")
-        order = order[columns.labels[order] >= 0]
-        learnt = 0
-        for start, stop in self._batches(columns, due_ms[order], columns.labels[order]):
-            upto = int(np.searchsorted(due_ms[order], columns.times_ms[start], side="right"))
-            self._labels(columns, order[learnt:upto], due_ms, result)
-            learnt = upto
+        for labels, (start, stop) in self.steps(columns, due_ms[order], order):
+            self._labels(columns, labels, due_ms, result)
             self._transactions(columns, rows, slice(start, stop), result)
             progress(stop - start)
-        self._labels(columns, order[learnt:], due_ms, result)
         result.n_labels = self._n_labels
         result.features = rows if self.keep_features else None
         return result
 
-    def _batches(
-        self, columns: Columns, due_ms: NDArray[np.int64], labels: NDArray[np.int8]
-    ) -> Iterator[tuple[int, int]]:
-        """Runs of transactions in which no fraud becomes known; ``due_ms`` ascends."""
-        frauds = np.searchsorted(columns.times_ms, due_ms[labels == 1], side="left")
-        cuts = np.unique(np.append(frauds, len(columns)))
-        start = 0
-        for cut in cuts:
+    def steps(
+        self, columns: Columns, due_ms: NDArray[np.int64], order: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], tuple[int, int]]]:
+        """Labels that are due, then transactions [start, stop) that see them; all of both.
+
+        ``order`` sorts the transactions by when their label is known, ``due_ms`` is that time,
+        ascending. No fraud becomes known within a run of transactions.
+        """
+        is_known = columns.labels[order] >= 0
+        order, due_ms = order[is_known], due_ms[is_known]
+        frauds = due_ms[columns.labels[order] == FRAUD]
+        cuts = np.append(np.searchsorted(columns.times_ms, frauds, side="left"), len(columns))
+        start = learnt = 0
+        for cut in np.unique(cuts):
             while start < cut:
                 stop = min(start + self.batch_max, int(cut))
-                yield start, stop
-                start = stop
+                upto = int(np.searchsorted(due_ms, columns.times_ms[start], side="right"))
+                yield order[learnt:upto], (start, stop)
+                start, learnt = stop, upto
+        yield order[learnt:], (start, start)
 
     def _transactions(
         self, columns: Columns, rows: NDArray[np.float64], part: slice, result: Result
     ) -> None:
         n = part.stop - part.start
+        if not n:
+            return
         offsets = np.arange(part.start, part.stop, dtype=np.int64)
         batch = Batch(
             ids=columns.ids[part],
@@ -157,7 +164,7 @@ class Backtest:
         for index, (entity, store) in enumerate(zip(self.entities, self.stores, strict=True)):
             fold_entity(batch, index, store, self.plan.windows[entity][0])
             store.touched.clear()
-        decided = decide(batch.rows, self.champion, self.policy, self.plan.names, 0)
+        decided = decide(batch, self.entities, self.champion, self.policy, self.plan.names, 0)
         result.scores[part], result.alerts[part] = decided.scores, decided.alerts
         result.positions[part] = self.champion.version.position
         followed = JoinEffects()
@@ -199,4 +206,26 @@ class Backtest:
         facts = list(enumerate(followed.examples, start=self._n_facts))
         self._n_facts += len(facts)
         result.drifts += self.learner.apply(facts).drifts
-        self.champion.adopt(self.learner.model, self.learner.version)
+        self.champion.adopt(self.learner.model, self.learner.version, self.learner.scores)
+
+
+def report(result: Result) -> dict[str, Any]:
+    """A backtest in figures; the quality ones are prequential, over all scores with a label."""
+    evaluation = result.learner.evaluation
+    return {
+        "transactions": len(result.scores),
+        "alerts": int(result.alerts.sum()),
+        "labels": result.n_labels,
+        "learned": result.learner.n_learned,
+        "frauds": result.learner.n_frauds,
+        "average_precision": _or_none(evaluation.average_precision),
+        "roc_auc": _or_none(evaluation.roc_auc),
+        "brier": _or_none(evaluation.brier),
+        "drift_alerts": len(result.drifts),
+        "model": result.learner.model.__class__.__name__,
+        "model_digest": result.learner.digest,
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 6)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from app import __version__
+from app import __version__, schemas
+from app.commands import commands
 from app.config import Settings, load
 from app.errors import WeirError
 
@@ -22,6 +26,7 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+cli.add_typer(commands)
 err = Console(stderr=True)
 
 ConfigOption = Annotated[
@@ -55,33 +60,56 @@ def check_config(
         print_json(settings.model_dump(mode="json"))
         return
     from app.core.features import FeaturePlan
+    from app.learning import new_learner
 
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
+    new_learner(settings, plan)  # refuses a model that there is none of
     err.print(f"[green]ok[/]: {len(plan.names)} features (schema {plan.schema}):")
     for name in plan.names:
         sys.stdout.write(f"{name}\n")
 
 
+OnceOption = Annotated[
+    bool, typer.Option("--once", help="Do not start again after a failure: something else does.")
+]
+
+
 @cli.command()
-def worker(config: ConfigOption = None, profile: ProfileOption = None) -> None:
+def worker(
+    config: ConfigOption = None, profile: ProfileOption = None, *, once: OnceOption = False
+) -> None:
     """Score transactions, join labels, learn (unless learner.in_worker is false)."""
-    _run("worker", load(config, profile))
+    _run("worker", config, profile, once=once)
 
 
 @cli.command()
-def learner(config: ConfigOption = None, profile: ProfileOption = None) -> None:
+def learner(
+    config: ConfigOption = None, profile: ProfileOption = None, *, once: OnceOption = False
+) -> None:
     """Learn in a process of its own; workers follow its snapshots."""
-    _run("learner", load(config, profile))
+    _run("learner", config, profile, once=once)
 
 
-def _run(role: Any, settings: Settings) -> None:
+def _run(role: Any, config: Path | None, profile: str | None, *, once: bool) -> None:
+    settings = load(config, profile)
+    if not once:
+        from app import logs
+        from app.supervisor import supervise
+
+        logs.configure(settings.worker)
+        chosen = [*(["-c", str(config)] if config else []), *(["-p", profile] if profile else [])]
+        sys.exit(supervise([role, "--once", *chosen]))
+    _run_once(role, settings)
+
+
+def _run_once(role: Any, settings: Settings) -> None:
     import faust
 
     from app import logs
     from app.admin import Admin
     from app.errors import Refused
     from app.topics import Topics
-    from app.worker import make_app
+    from app.worker import make_app, warm_up
 
     logs.configure(settings.worker)
 
@@ -94,7 +122,60 @@ def _run(role: Any, settings: Settings) -> None:
     asyncio.run(check())
     (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
     app = make_app(settings, role)
+    warm_up(settings)
     faust.Worker(app, quiet=True, loglevel=None, override_logging=False).execute_from_commandline()
+
+
+@cli.command()
+def backtest(
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV or JSON lines, with labels.")],
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
+    *,
+    delay: Annotated[
+        str, typer.Option(help="Labels come so long after their transaction: 7d, 12h, 0s.")
+    ] = "7d",
+    batch: Annotated[
+        int, typer.Option(min=1, help="Transactions that one model scores, at most.")
+    ] = 512,
+    scores: Annotated[
+        Path | None, typer.Option(help="Write transaction_id and score to this Parquet file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score and learn from a file: the same core as the worker, with no broker."""
+    from app.backtest import Backtest, due_after, report
+    from app.config import parse_duration
+    from app.files import read_columns, write_rows
+
+    settings = load(config, profile)
+    try:
+        delay_ms = parse_duration(delay)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--delay") from None
+    columns = read_columns(file, settings)
+    with progress("scoring", len(columns)) as advance:
+        due_ms = due_after(columns.times_ms, delay_ms)
+        result = Backtest(settings, batch_max=batch).run(columns, due_ms, advance)
+    if scores:
+        write_rows(scores, {"transaction_id": columns.ids, "score": result.scores})
+    told = report(result)
+    if as_json:
+        print_json(told)
+        return
+    for name, value in told.items():
+        sys.stdout.write(f"{name:20} {value}\n")
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error; gives a function that moves it."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bar:
+        shown = bar.add_task(what, total=total)
+        yield lambda n: bar.advance(shown, n)
 
 
 topics_cli = typer.Typer(help="Create and verify the topics.", no_args_is_help=True)
@@ -136,12 +217,16 @@ def _topics(settings: Settings, *, create: bool) -> None:
         )
 
 
+schemas.register(cli)
+
+
 def main() -> None:
     """Run the command line; errors that weir raises on purpose are told without a traceback."""
     try:
         cli()
     except WeirError as error:
-        err.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True)
+        # Escaped: a message may hold [brackets], which rich takes for its own.
+        err.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         sys.exit(2)
 
 

@@ -7,6 +7,7 @@ letter with a reason that a person understands, and never an exception in the lo
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +19,8 @@ import numpy as np
 from app.core.entity import SlotValue
 from app.core.pending import Label
 from app.core.scoring import Batch
-from app.errors import Malformed
-from app.records import Example, Feedback, Hop, Position, Record, Score, Summary
+from app.errors import SHOWN_MAX, Malformed
+from app.records import Example, Feedback, Hop, Position, Record, Score, Summary, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,9 @@ ID_MAX: Final = 256
 #: Below, a number is taken for seconds, from here on for milliseconds: 1e11 s is the year 5138,
 #: 1e11 ms was 1973.
 _SECONDS_MAX: Final = 1e11
+
+#: The last millisecond of the year 9999, the last that ISO 8601 can name.
+_LABEL_TIME_MAX_MS: Final = 253_402_300_799_999
 
 encode = msgspec.json.Encoder().encode
 
@@ -99,7 +103,7 @@ class ValueReader:
         except msgspec.ValidationError as error:
             raise self._explained(value, error) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Malformed("value", _beginning(value), f"JSON ({error})") from None
+            raise Malformed("value", _near(value, error), f"JSON ({error})") from None
         except RecursionError:
             raise Malformed("value", _beginning(value), "a flat JSON object") from None
         # Each key and each string brings two quotation marks; any more are escapes or a key
@@ -107,31 +111,51 @@ class ValueReader:
         values = [getattr(decoded, attribute) for attribute in self._attributes]
         marks = 2 * sum((v is not None) + isinstance(v, str | datetime) for v in values)
         if value.count(b'"') != marks:
-            json.loads(value, object_pairs_hook=_refuse_twice)
+            self._look_closer(value)
         return decoded
+
+    @staticmethod
+    def _look_closer(value: bytes) -> None:
+        """Refuse a key that stands twice, and what a decoder that skips fields lets pass."""
+        try:
+            json.loads(value, object_pairs_hook=_refuse_twice, parse_int=str)
+        except RecursionError:
+            raise Malformed("value", _beginning(value), "a flat JSON object") from None
+        except ValueError as error:
+            raise Malformed("value", _near(value, error), f"JSON ({error})") from None
 
     def _explained(self, value: bytes, error: msgspec.ValidationError) -> Malformed:
         text = str(error)
         what, _, where = text.partition(" - at `$.")
-        field = where.rstrip("`") or "value"
+        field = where.rstrip("`")
         if "unknown field" in text:
             name = text.split("`")[1]
             return Malformed(name, _field(value, name), "no such field, or its declaration")
         if "missing required field" in text:
             name = text.split("`")[1]
             return Malformed(name, None, "a value")
-        if field == "value":
+        if not where:
             return Malformed("value", _beginning(value), "a JSON object")
         return Malformed(field, _field(value, field), _in_words(what))
 
 
 def _in_words(expected: str) -> str:
     words = expected.removeprefix("Expected ").split(", got")[0].replace("`", "")
-    names = {
-        "float": "a finite number",
-        "datetime | int | float": "an ISO 8601 time or a number",
-    }
-    return names.get(words, words)
+    return _WORDS.get(frozenset(words.split(" | ")) - {"null"}, words)
+
+
+#: What msgspec expects, as a person says it; null may stand where a field is optional.
+_WORDS: Final = {
+    frozenset({"float"}): "a finite number",
+    frozenset({"Number out of range"}): "a finite number",
+    frozenset({"Integer value out of range"}): "a number of fewer digits",
+    frozenset({"str"}): "a string",
+    frozenset({"int", "str"}): "a string or a whole number",
+    frozenset({"bool", "int"}): "true, false, 1 or 0",
+    frozenset({"bool", "int", "str"}): "a string, a whole number, true or false",
+    frozenset({"datetime", "int", "float"}): "an ISO 8601 time or a number",
+    frozenset({"Invalid RFC3339 encoded datetime"}): "an ISO 8601 time or a number",
+}
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -151,7 +175,14 @@ def _field(value: bytes, name: str) -> Any:
 
 
 def _beginning(value: bytes) -> str:
-    return value[:80].decode("utf-8", "replace")
+    return value[:SHOWN_MAX].decode("utf-8", "replace")
+
+
+def _near(value: bytes, error: Exception) -> str:
+    """The part of a value where reading it failed."""
+    place = re.search(r"\(byte (\d+)\)", str(error))
+    start = max(0, int(place[1]) - SHOWN_MAX // 2) if place else 0
+    return value[start : start + SHOWN_MAX - 2].decode("utf-8", "replace")
 
 
 def time_ms_of(value: datetime | float, unit: str) -> int:
@@ -210,7 +241,8 @@ class TransactionReader:
             except Malformed as error:
                 refused.append((record, error))
         times = np.array([time for _, _, time, *_ in good], np.int64)
-        numbers = np.array([row[4] for row in good], np.float64).reshape(len(good), -1)
+        shape = (len(good), len(self._numbers))
+        numbers = np.array([row[4] for row in good], np.float64).reshape(shape)
         named = {name: numbers[:, i] for i, name in enumerate(self._numbers)}
         categories = {
             name: [_category(row[5][i]) for row in good]
@@ -301,13 +333,18 @@ class LabelReader:
         try:
             time = time_ms_of(decoded.f2, "auto")
         except OverflowError:
-            raise Malformed(of.time, decoded.f2, "a time") from None
+            time = -1
+        if not 0 <= time <= _LABEL_TIME_MAX_MS:
+            shown = decoded.f2.isoformat() if isinstance(decoded.f2, datetime) else decoded.f2
+            raise Malformed(of.time, shown, "a time from 1970 to 9999")
         return Label(transaction_id, bool(decoded.f1), time, source, record)
 
 
 _hop = msgspec.json.Decoder(Hop).decode
 _score = msgspec.json.Decoder(Score).decode
-_example: Callable[[bytes], Example | Summary] = msgspec.json.Decoder(Example | Summary).decode
+_example: Callable[[bytes], Example | Summary | Verdict] = msgspec.json.Decoder(
+    Example | Summary | Verdict
+).decode
 _feedback = msgspec.json.Decoder(Feedback).decode
 
 
@@ -365,7 +402,7 @@ def read_score(record: Record) -> Score:
     return _own(_score, record)
 
 
-def read_example(record: Record) -> Example | Summary:
+def read_example(record: Record) -> Example | Summary | Verdict:
     """A record of the examples log. Raises Malformed if it is none."""
     return _own(_example, record)
 
@@ -378,7 +415,7 @@ def read_feedback(record: Record) -> Feedback:
 def _own(decode: Callable[[bytes], T], record: Record) -> T:
     try:
         return decode(record.value or b"")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(
             "value", _beginning(record.value or b""), f"what weir writes: {error}"
         ) from None

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterable
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,6 +30,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from app.errors import Misconfigured, shown
@@ -34,6 +38,10 @@ from app.errors import Misconfigured, shown
 PROFILES = ("card", "handbook", "stream")
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+#: 1e12 s are 30,000 years; infinity is longer.
+_LONGEST_S = 1e12
 
 
 def parse_duration(value: Any) -> int:
@@ -44,9 +52,10 @@ def parse_duration(value: Any) -> int:
     >>> parse_duration("7d"), parse_duration("90s"), parse_duration(1.5)
     (604800000, 90000, 1500)
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LONGEST_S:
         return round(value * 1_000)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(value))
+    # Up to 12 digits: a longer number is no duration that anybody means.
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)(ms|s|m|h|d)", str(value))
     if not match:
         msg = 'expected a duration such as "250ms", "30s", "15m", "12h" or "7d"'
         raise ValueError(msg)
@@ -54,6 +63,28 @@ def parse_duration(value: Any) -> int:
 
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
+
+
+def _some(milliseconds: int) -> int:
+    if milliseconds <= 0:
+        msg = "expected a duration longer than nothing"
+        raise ValueError(msg)
+    return milliseconds
+
+
+def _iso_time(value: str) -> str:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        msg = 'expected an ISO 8601 time such as "2000-01-01T00:00:00Z"'
+        raise ValueError(msg) from None
+    return value
+
+
+SomeTime = Annotated[Duration, AfterValidator(_some)]
+IsoTime = Annotated[str, AfterValidator(_iso_time)]
+FieldName = Annotated[str, Field(min_length=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
@@ -76,35 +107,41 @@ class KafkaSettings(Table):
     key_file: Path | None = None
     session_timeout: Duration = 30_000
     request_timeout: Duration = 40_000
+    #: Off only for brokers without producer ids (the embedded one): a retry may then write twice.
+    idempotent: bool = True
+
+
+def _each_once(fields: Iterable[str | None]) -> None:
+    declared = [field for field in fields if field is not None]
+    twice = sorted({field for field in declared if declared.count(field) > 1})
+    if twice:
+        msg = f"the field {shown(twice[0])} is declared twice; expected each field once"
+        raise ValueError(msg)
 
 
 class TransactionSettings(Table):
     """The schema of a transaction, as the services that publish it know it."""
 
-    id: str = "transaction_id"
-    time: str = "event_time"
+    id: FieldName = "transaction_id"
+    time: FieldName = "event_time"
     time_unit: Literal["auto", "iso", "s", "ms"] = "auto"
-    entities: tuple[str, ...] = ()
-    amount: str | None = None
-    numbers: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
+    entities: tuple[FieldName, ...] = ()
+    amount: FieldName | None = None
+    numbers: tuple[FieldName, ...] = ()
+    categories: tuple[FieldName, ...] = ()
     optional: tuple[str, ...] = ()
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
     negative_amounts: bool = False
     #: 1e12: above any amount in any currency, and its square is far from overflow.
-    number_max: float = 1e12
+    number_max: Finite = Field(default=1e12, gt=0.0, le=1e100)
     record_bytes_max: int = Field(default=65_536, ge=256)
     ahead_max: Duration = 86_400_000  # event time may be this far after the broker's time stamp
-    time_min: str = "2000-01-01T00:00:00Z"
+    time_min: IsoTime = "2000-01-01T00:00:00Z"
 
     @model_validator(mode="after")
     def _fields_are_distinct(self) -> Self:
-        fields = [self.id, self.time, *self.entities, *self.numbers, *self.categories]
-        fields += [self.amount] if self.amount else []
-        twice = sorted({f for f in fields if fields.count(f) > 1})
-        if twice:
-            msg = f"the field {shown(twice[0])} is declared twice; expected each field once"
-            raise ValueError(msg)
+        entities, numbers = self.entities, self.numbers
+        _each_once([self.id, self.time, *entities, *numbers, *self.categories, self.amount])
         stray = sorted(set(self.optional) - set(self.numbers) - set(self.categories))
         if stray:
             msg = f"optional names {shown(stray[0])}; expected one of numbers or categories"
@@ -115,10 +152,15 @@ class TransactionSettings(Table):
 class LabelSettings(Table):
     """The schema of a label."""
 
-    transaction_id: str = "transaction_id"
-    value: str = "is_fraud"
-    time: str = "event_time"
-    source: str | None = "source"
+    transaction_id: FieldName = "transaction_id"
+    value: FieldName = "is_fraud"
+    time: FieldName = "event_time"
+    source: FieldName | None = "source"
+
+    @model_validator(mode="after")
+    def _fields_are_distinct(self) -> Self:
+        _each_once([self.transaction_id, self.value, self.time, self.source])
+        return self
 
 
 class NumberFeature(Table):
@@ -137,6 +179,13 @@ class CalendarFeature(Table):
     parts: tuple[Literal["weekend", "night", "hour_sin", "hour_cos", "weekday"], ...]
     night_until_hour: int = Field(default=6, ge=0, le=23)
     names: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_name_a_part(self) -> Self:
+        if self.names and len(self.names) != len(self.parts):
+            msg = f"names has {len(self.names)} names; expected one a part"
+            raise ValueError(msg)
+        return self
 
 
 class CategoryFeature(Table):
@@ -160,6 +209,15 @@ Stat = Literal[
     "seen",
     "frauds",
     "risk",
+    "rank",
+    "peak",
+    "burst",
+    "share",
+    "since_fraud",
+    "since_first_fraud",
+    "since_legitimate",
+    "last",
+    "run",
 ]
 
 
@@ -169,9 +227,11 @@ class WindowFeature(Table):
     kind: Literal["window"]
     entity: str
     stat: Stat
-    windows: tuple[Duration, ...] = Field(default=(86_400_000,), min_length=1)
+    windows: tuple[SomeTime, ...] = Field(default=(86_400_000,), min_length=1)
     delay: Duration = 0
     prior: float = Field(default=0.0, ge=0.0)  # pseudo-transactions without fraud, for "risk"
+    against: Duration = 90 * 86_400_000  # the longer window of "peak" and "burst"
+    newest: int = Field(default=3, ge=1)  # how many "last" looks at
     names: tuple[str, ...] = ()
 
 
@@ -205,6 +265,19 @@ class TopicSettings(Table):
     replication: int = Field(default=1, ge=1, le=9)
     retention: Duration = 7 * 86_400_000  # of what people read: scores, alerts, outcomes...
 
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        roles = [name for name, field in type(self).model_fields.items() if field.annotation is str]
+        taken: dict[str, str] = {}
+        for role in roles[1:]:
+            name = getattr(self, role)
+            if name in taken:
+                both = f"topics.{taken[name]} and topics.{role} are both {shown(name)}"
+                msg = f"{both}; expected a topic of its own for each"
+                raise ValueError(msg)
+            taken[name] = role
+        return self
+
 
 class ModelSettings(Table):
     """The model: a name that weir ships or a River estimator by its dotted path."""
@@ -217,7 +290,14 @@ class ModelSettings(Table):
 class PolicySettings(Table):
     """When a score becomes an alert."""
 
-    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    kind: Literal["threshold", "cost", "budget"] = "threshold"
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0)  # and what a budget begins with
+    alerts_per_day: float = Field(default=100.0, gt=0.0)  # "budget": of event time
+    review_cost: float = Field(default=5.0, ge=0.0)  # "cost": in the unit of the amount
+    recovery: float = Field(default=1.0, gt=0.0, le=1.0)  # "cost": share an alert in time saves
+    explore: float = Field(default=0.0, ge=0.0, lt=1.0)  # share of all else shown at random
+    allow: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those never alerted
+    block: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those always alerted
     reasons_max: int = Field(default=5, ge=0, le=50)
 
 
@@ -298,6 +378,10 @@ class Settings(BaseSettings):
             *transaction.numbers,
             *([transaction.amount] if transaction.amount else []),
         }
+        for table, lists in (("allow", self.policy.allow), ("block", self.policy.block)):
+            for entity in sorted(set(lists) - set(transaction.entities)):
+                msg = f"policy.{table} names {shown(entity)}; expected one of transaction.entities"
+                raise ValueError(msg)
         for at, feature in enumerate(self.features):
             if isinstance(feature, NumberFeature) and feature.field not in numbers:
                 _unknown(at, "field", feature.field, numbers)
@@ -307,7 +391,8 @@ class Settings(BaseSettings):
                 if feature.entity not in transaction.entities:
                     _unknown(at, "entity", feature.entity, transaction.entities)
                 if feature.names and len(feature.names) != len(feature.windows):
-                    msg = f"features[{at}].names has {len(feature.names)}; expected one a window"
+                    n = len(feature.names)
+                    msg = f"features[{at}].names has {n} names; expected one a window"
                     raise ValueError(msg)
         return self
 
@@ -348,6 +433,9 @@ def load(path: Path | None = None, profile: str | None = None, **overrides: Any)
             )
     except ValidationError as error:
         raise Misconfigured(_explain(error, path)) from None
+    except SettingsError as error:
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        raise Misconfigured(f"environment: {error}{cause}; expected JSON") from None
     return settings
 
 

@@ -18,7 +18,7 @@ class Malformed(WeirError):
 
     def __init__(self, field: str, value: Any, expected: str) -> None:
         """Say which ``field`` holds which ``value`` and what was ``expected`` instead."""
-        super().__init__(f"{field} is {shown(value)}; expected {expected}")
+        super().__init__(f"{_short(field)} is {shown(value)}; expected {expected}")
         self.field = field
 
 
@@ -50,5 +50,17 @@ def shown(value: Any) -> str:
     >>> shown(None)
     'null'
     """
-    text = "null" if value is None else f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, str):
+        return _short(f'"{value}"')
+    try:
+        return _short(repr(value))
+    except (ValueError, RecursionError):  # an integer of 5,000 digits; a list 1,000 deep
+        return f"<{type(value).__name__}, too large to show>"
+
+
+def _short(text: str) -> str:
+    """At most 80 characters; what does not print (a line's end, half a surrogate) as its escape."""
+    cut = text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

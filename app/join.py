@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app import codec
-from app.core.pending import Join, JoinEffects, outcome_of
+from app.core.pending import Join, JoinEffects, Waited, outcome_of
 from app.errors import Malformed
-from app.records import Example, Feedback, Partition, Position, Send
+from app.records import Example, Feedback, Partition, Position, Send, Verdict
 from app.stages import dead_letter
 from app.tasks import Committed, Effects, Range
 from app.topics import partition_of
@@ -65,10 +65,15 @@ class JoinTask:
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
         """Scores, then labels, each from the oldest that still matters up to the commit."""
         found = [(at, committed[at]) for at in self.inputs if at in committed]
-        return [Range(at, int(was.note or was.offset), was.offset) for at, was in found]
+        self._next.update({at: was.offset for at, was in found})
+        if self.labels in committed:
+            self.join.waited = Waited.of(committed[self.labels].note)
+        lows = [(at, (was.note or str(was.offset)).split()[0], was.offset) for at, was in found]
+        return [Range(at, int(low), offset) for at, low, offset in lows]
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
         """Fold again what was folded before; what it says was said then."""
+        self.join.is_restoring = True
         effects = JoinEffects()
         for record in records:
             try:
@@ -78,6 +83,7 @@ class JoinTask:
 
     def start(self) -> Mapping[Partition, int]:
         """Every input begins at its committed offset."""
+        self.join.restored()
         return {}
 
     def apply(
@@ -102,9 +108,11 @@ class JoinTask:
         """Nothing is due by the clock: time is event time."""
 
     def note(self, partition: Partition, offset: int) -> str:
-        """From where this input must be read again."""
-        low = self.join.low(self._next[self.scores], self._next[self.labels])
-        return str(low[self.inputs.index(partition)])
+        """From where this input must be read again; of labels, which of them wait."""
+        scores_low, labels_low = self.join.low(self._next[self.scores], self._next[self.labels])
+        if partition == self.scores:
+            return str(scores_low)
+        return f"{labels_low} {self.join.waits(self._next[self.scores])}"
 
     def _fold(self, partition: Partition, record: Record, effects: JoinEffects) -> None:
         self._next[partition] = record.offset + 1
@@ -119,15 +127,17 @@ class JoinTask:
         for fact in followed.examples:
             key = fact.transaction_id.encode() if isinstance(fact, Example) else None
             out.append(Send(topics.examples.name, 0, key, codec.encode(fact)))
-        for outcome in followed.outcomes:
-            out.append(outcome_record(topics, outcome))
+        out += [self._verdict(outcome) for outcome in followed.outcomes]
         for unknown in followed.unknown:
-            out += self._unknown(unknown)
+            self._tell_unknown(unknown, effects)
         for confirmed in followed.confirmed:
             out += self._feedback(confirmed)
-        self.stage.metrics.outcomes(followed.outcomes)
 
-    def _unknown(self, unknown: Unknown) -> list[Send]:
+    def _verdict(self, outcome: LabelOutcome) -> Send:
+        key, value = outcome.transaction_id.encode(), codec.encode(Verdict(outcome=outcome))
+        return Send(self.stage.topics_by_role.examples.name, 0, key, value)
+
+    def _tell_unknown(self, unknown: Unknown, effects: Effects) -> None:
         label, at = unknown
         topics = self.stage.topics_by_role
         key = label.transaction_id.encode()
@@ -139,20 +149,22 @@ class JoinTask:
                 "partitioner to murmur2 (librdkafka: partitioner=murmur2_random)"
             )
         outcome = outcome_of(label, at, "unknown", waited)
-        self.stage.metrics.outcomes([outcome])
         self.stage.metrics.dead_letter(at.topic)
         error = Malformed(
             self.stage.settings.label.transaction_id, label.transaction_id, f"a known id: {waited}"
         )
-        sends = [outcome_record(topics, outcome)]
+        effects.outputs.append(self._verdict(outcome))
         if label.raw is not None:
-            sends.append(dead_letter(topics, at, self.stage.name, label.raw, error))
-        return sends
+            letter = dead_letter(topics, at, self.stage.name, label.raw, error)
+            effects.first.append(letter)
 
     def _feedback(self, confirmed: Confirmed) -> list[Send]:
         score, is_fraud = confirmed
         topics, sends = self.stage.topics_by_role, []
-        value = codec.encode(Feedback(score.transaction_id, is_fraud))
+        source = score.source
+        value = codec.encode(
+            Feedback(score.transaction_id, is_fraud, source.partition, source.offset)
+        )
         for i, (entity, name) in enumerate(score.entities.items()):
             topic, key = topics.feedback[entity], name.encode()
             # The first stage has its entities where their publisher put them.

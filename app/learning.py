@@ -13,7 +13,7 @@ from mode import Service
 from app import codec
 from app.core.learner import Learner
 from app.core.models import make_model
-from app.errors import Malformed, Refused
+from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
 from app.records import Partition, Position, Send
 from app.snapshots import seal, unseal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from app.core.learner import LearnerEffects
     from app.core.scoring import Champion
     from app.metrics import Metrics
-    from app.records import Example, Record, Summary
+    from app.records import Example, Record, Summary, Verdict
     from app.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -39,9 +39,11 @@ CHAMPION = "champion"
 
 def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
     """A learner that has learnt nothing, for the configured model and features."""
-    model = make_model(
-        settings.model.name, plan.names, seed=settings.model.seed, **settings.model.params
-    )
+    told = settings.model
+    try:
+        model = make_model(told.name, plan.names, seed=told.seed, **told.params)
+    except (TypeError, ValueError) as error:
+        raise Misconfigured(f"[model]: {error}") from error
     return Learner(
         name=CHAMPION,
         model=model,
@@ -122,8 +124,10 @@ class LearnTask:
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
         """Take the newest of these snapshots if it is newer than what we have."""
-        if records and records[-1].key:
-            self._turn = int(records[-1].key.rpartition(b"/")[2]) + 1
+        for record in records:
+            name, _, turn = (record.key or b"").decode(errors="replace").rpartition("/")
+            if name == CHAMPION and turn.isdecimal():
+                self._turn = int(turn) + 1
         found = newest(records, self.stage.settings, self.stage.plan)
         if found is not None and found.position >= self.learner.position:
             self.learner = found
@@ -138,7 +142,7 @@ class LearnTask:
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:
         """Learn; the scorer of this process follows at once."""
-        examples: list[tuple[int, Example | Summary]] = []
+        examples: list[tuple[int, Example | Summary | Verdict]] = []
         for record in records:
             try:
                 examples.append((record.offset, codec.read_example(record)))
@@ -177,7 +181,8 @@ class LearnTask:
         return ""
 
     def _adopt(self) -> None:
-        self.stage.champion.adopt(self.learner.model, self.learner.version)
+        learner = self.learner
+        self.stage.champion.adopt(learner.model, learner.version, learner.scores)
 
     def _tell(self, followed: LearnerEffects, effects: Effects) -> None:
         topics, out = self.stage.topics_by_role, effects.outputs
@@ -218,19 +223,20 @@ class Follower(Service):
             end = (await consumer.end_offsets([self._at]))[self._at]
             while not self.should_stop:
                 fetched = await consumer.getmany(self._at, timeout_ms=500)
-                self._take([read(record) for record in fetched.get(self._at, ())])
+                self.take([read(record) for record in fetched.get(self._at, ())])
                 if not self.caught_up.is_set() and await consumer.position(self._at) >= end:
                     self.caught_up.set()
         finally:
             await consumer.stop()
 
-    def _take(self, snapshots: Sequence[Record]) -> None:
+    def take(self, snapshots: Sequence[Record]) -> None:
+        """Adopt the newest of some snapshots if it is newer than the model in use."""
         found = newest(snapshots, self._settings, self._plan)
         if found is None:
             return
         held = self._champion.version
         if found.position > held.position:
-            self._champion.adopt(found.model, found.version)
+            self._champion.adopt(found.model, found.version, found.scores)
             log.info("model_adopted", position=found.position, digest=found.digest)
         elif found.position == held.position and found.digest != held.digest:
             # Two learners of one log must agree; if not, one of them did not learn that log.

@@ -120,6 +120,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelVersion
     source: Source
     reasons: list[Reason] = []
+    propensity: float = 0.0  # probability that the policy shows it to a person
     schema_version: int = SCHEMA_VERSION
 
 
@@ -165,6 +166,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     n: int
     n_alerts: int
     mean_score: float
+    bins: list[int] = []  # of the log-odds of each score (``core.scoremap``)
     first_time_ms: int
     last_time_ms: int
     schema_version: int = SCHEMA_VERSION
@@ -175,6 +177,8 @@ class Feedback(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     transaction_id: str
     is_fraud: bool
+    partition: int = 0  # source position of the transaction
+    offset: int = -1
 
 
 class LabelOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +190,17 @@ class LabelOutcome(msgspec.Struct, frozen=True, kw_only=True):
     label_source: LabelSource
     origin: tuple[str, int, int]  # position of the label
     reason: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="verdict"):
+    """What the join makes of a label that teaches nothing, on its way to the learner.
+
+    Read again after a crash, scores and labels may meet in another order and the join decide
+    otherwise; in the order of the examples log the first word counts.
+    """
+
+    outcome: LabelOutcome
     schema_version: int = SCHEMA_VERSION
 
 

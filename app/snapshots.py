@@ -26,7 +26,7 @@ _SIGNATURE_BYTES: Final = 32
 _INFLATED_MAX: Final = 1 << 30
 
 #: Classes of these packages may stand in a snapshot...
-_PACKAGES: Final = ("app.core.", "app.records", "river.")
+_PACKAGES: Final = ("app.core.", "app.records.", "river.")
 #: ...and these names of others, which numpy and the standard library pickle with.
 _NAMES: Final = frozenset(
     {
@@ -63,6 +63,7 @@ _NAMES: Final = frozenset(
         ("numpy.random._mt19937", "MT19937"),
         ("numpy.random._pcg64", "PCG64"),
         ("numpy.random.bit_generator", "SeedSequence"),
+        ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
         ("functools", "partial"),
         ("math", "log2"),
     }
@@ -73,19 +74,14 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
             return super().find_class(module, name)
-        if module.startswith(_PACKAGES) or f"{module}." in _PACKAGES:
+        if f"{module}.".startswith(_PACKAGES):
             found = super().find_class(module, name)
-            # Of our packages and River's only classes and the plain functions they define:
-            # nothing that they merely import.
-            if getattr(found, "__module__", "").startswith(_PACKAGES) or _is_compiled(found):
+            # Only what these packages define, never what they merely import: a dotted name
+            # could otherwise walk from any of them to the whole standard library.
+            if f"{getattr(found, '__module__', '')}.".startswith(_PACKAGES):
                 return found
         msg = f"snapshot holds {module}.{name}; expected only models and their parts"
         raise Refused(msg)
-
-
-def _is_compiled(found: Any) -> bool:
-    """Whether a class of a River extension module, whose __module__ Cython may shorten."""
-    return isinstance(found, type)
 
 
 def seal(state: object, key: bytes) -> bytes:
@@ -112,7 +108,11 @@ def unseal(snapshot: bytes, keys: Iterable[bytes]) -> Any:
         msg = "snapshot is not signed with learner.key: it is torn or foreign"
         raise Refused(msg)
     inflater = zlib.decompressobj()
-    inflated = inflater.decompress(body, _INFLATED_MAX)
+    try:
+        inflated = inflater.decompress(body, _INFLATED_MAX)
+    except zlib.error as error:
+        msg = f"snapshot does not inflate: {error}"
+        raise Refused(msg) from None
     if not inflater.eof:
         msg = f"snapshot inflates to more than {_INFLATED_MAX} bytes"
         raise Refused(msg)

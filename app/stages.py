@@ -14,6 +14,7 @@ import numpy as np
 
 from app import codec
 from app.core.entity import EntityStore
+from app.core.policy import Policy
 from app.core.scoring import applied, decide, fold_entity
 from app.core.windows import DUPLICATE
 from app.errors import Malformed
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from app.config import Settings
     from app.core.features import FeaturePlan
-    from app.core.policy import Threshold
     from app.core.scoring import Batch, Champion
     from app.metrics import Metrics
     from app.records import Record
@@ -44,7 +44,7 @@ class EntityStage:
     topics_by_role: Topics
     plan: FeaturePlan
     champion: Champion
-    policy: Threshold
+    policy: Policy
     metrics: Metrics
     index: int = 0
     name: str = field(init=False)
@@ -88,12 +88,25 @@ class EntityTask:
             self.changelog = stage.topics_by_role.changelogs[stage.entity].name
 
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
-        """The whole changelog: what is in it has been applied, wherever the offsets stand."""
-        return [Range(Partition(self.changelog, self.partition))] if self.store else []
+        """The whole changelog: what is in it has been applied, wherever the offsets stand.
+
+        After it the labels that came ahead of their transaction, and still waited for it.
+        """
+        if self.store is None:  # an empty store is false, too
+            return []
+        waiting = [(at, committed[at]) for at in self.inputs[1:] if at in committed]
+        return [
+            Range(Partition(self.changelog, self.partition)),
+            *(Range(at, int(was.note), was.offset) for at, was in waiting if was.note),
+        ]
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Take rows of the changelog."""
-        if self.store is not None:
+        """Take rows of the changelog, or labels that waited."""
+        if self.store is None:
+            return
+        if partition in self.inputs:
+            self._on_feedback(partition, records, Effects())
+        else:
             self.store.restore(codec.read_slot(r.key, r.value) for r in records if r.key)
 
     def start(self) -> Mapping[Partition, int]:
@@ -118,8 +131,9 @@ class EntityTask:
         """Nothing is due by the clock."""
 
     def note(self, partition: Partition, offset: int) -> str:
-        """Nothing: the guard lies in the values."""
-        return ""
+        """From where labels that wait must be read again; the guard is in the values."""
+        low = None if self.store is None else self.store.expected_low
+        return "" if low is None or partition == self.inputs[0] else str(low)
 
     def _on_transactions(self, records: Sequence[Record], now_ms: int, effects: Effects) -> None:
         stage = self.stage
@@ -137,9 +151,9 @@ class EntityTask:
             batch = batch.take(applied(status))
         for record, error in refused:
             effects.outputs.append(self._dead_letter(self.inputs[0], record, error))
-        if stage.is_last:
+        if stage.is_last and len(batch):
             self._score(batch, now_ms, effects)
-        else:
+        elif len(batch):
             self._send_on(batch, effects)
         stage.metrics.consumed(stage.name, len(records), len(refused))
 
@@ -154,7 +168,14 @@ class EntityTask:
                 continue
             if self.store is not None and record.key is not None:
                 key, transaction_id = record.key.decode(), feedback.transaction_id
-                self.store.mark(key, transaction_id, is_fraud=feedback.is_fraud)
+                upstream = 0 if self.stage.is_first else feedback.partition
+                self.store.mark(
+                    key,
+                    transaction_id,
+                    is_fraud=feedback.is_fraud,
+                    source=(upstream, feedback.offset),
+                    at=record.offset,
+                )
 
     def _send_on(self, batch: Batch, effects: Effects) -> None:
         stage = self.stage
@@ -170,15 +191,16 @@ class EntityTask:
 
     def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
         stage, topics = self.stage, self.stage.topics_by_role
+        entities = stage.settings.transaction.entities
         decided = decide(
-            batch.rows,
+            batch,
+            entities,
             stage.champion,
             stage.policy,
             stage.plan.names,
             stage.settings.policy.reasons_max,
         )
         version, schema = stage.champion.version, stage.plan.schema
-        entities = stage.settings.transaction.entities
         rows, scores = batch.rows.tolist(), decided.scores.tolist()
         for i, transaction_id in enumerate(batch.ids):
             source = Source(
@@ -199,6 +221,7 @@ class EntityTask:
                 model=version,
                 source=source,
                 reasons=decided.reasons.get(i, []),
+                propensity=float(decided.propensity[i]),
             )
             key = transaction_id.encode()
             at = f"{source.topic}/{source.partition}/{source.offset}"
@@ -208,9 +231,9 @@ class EntityTask:
                 Send(topics.scores.name, partition, key, codec.encode(score), headers)
             )
             if score.is_alert:
-                alert = alert_of(score, stage.policy.words)
+                alert = alert_of(score, decided.words[i])
                 headers = codec.headers_of("alert", at, at, batch.traces[i])
-                effects.outputs.append(
+                effects.first.append(
                     Send(topics.alerts.name, partition, key, codec.encode(alert), headers)
                 )
         stage.metrics.scored(decided.scores, decided.alerts, now_ms - batch.published_ms)
@@ -219,6 +242,21 @@ class EntityTask:
         at = Position(*partition, record.offset)
         self.stage.metrics.dead_letter(partition.topic)
         return dead_letter(self.stage.topics_by_role, at, self.stage.name, record, error)
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The configured policy."""
+    told = settings.policy
+    return Policy(
+        kind=told.kind,
+        threshold=told.threshold,
+        alerts_per_day=told.alerts_per_day,
+        review_cost=told.review_cost,
+        recovery=told.recovery,
+        explore=told.explore,
+        allow=told.allow,
+        block=told.block,
+    )
 
 
 def dead_letter(topics: Topics, at: Position, stage: str, record: Record, error: Exception) -> Send:

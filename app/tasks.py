@@ -35,6 +35,9 @@ class Range(NamedTuple):
 class Effects:
     """What a batch caused, in the order in which it must become durable."""
 
+    #: What must not be missing once an output tells of it: the alert of a score. An output that
+    #: is repeated after a crash may be another one, by a newer model, and have no alert.
+    first: list[Send] = field(default_factory=list)
     outputs: list[Send] = field(default_factory=list)
     state: list[Send] = field(default_factory=list)
 

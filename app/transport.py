@@ -163,7 +163,7 @@ class Sender:
         self._producer = AIOKafkaProducer(
             **client_settings(self._kafka),
             acks="all",
-            enable_idempotence=True,
+            enable_idempotence=self._kafka.idempotent,
             linger_ms=0,
             max_batch_size=_BATCH_BYTES,
             max_request_size=SNAPSHOT_BYTES + _FRAMING_BYTES,
@@ -258,6 +258,7 @@ class Flow:
         self.sender = Sender(settings)
         self.reader = Reader(settings)
         self.lease = Lease(settings.kafka.session_timeout)
+        self.now_ms = now_ms
         self.tasks: dict[Partition, Task] = {}
         self.positions: dict[Partition, int] = {}
         self.is_restored = False
@@ -290,15 +291,16 @@ class Flow:
 
     async def run(self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool) -> None:
         """One turn of the loop but for the offsets: apply, outputs, state."""
-        effects, now = Effects(), now_ms()
+        effects, now = Effects(), self.now_ms()
         self.is_whole = False
         for at, records in fetched.items():
             self.tasks[at].apply(at, records, now, effects)
         for task in dict.fromkeys(self.tasks.values()):
             task.tick(now, effects, is_last=is_last)
-        if effects.outputs:
-            self.lease.check()
-            await self.sender.deliver(effects.outputs)
+        for sends in (effects.first, effects.outputs):
+            if sends:
+                self.lease.check()
+                await self.sender.deliver(sends)
         if effects.state:
             self.lease.check()
             await self.sender.deliver(effects.state)
@@ -322,7 +324,7 @@ class Flow:
         """Note what the coordinator took."""
         self._committed.update({at: was.offset for at, was in offsets.items()})
         self._committed_s = time.monotonic()
-        self.metrics.committed(now_ms())
+        self.metrics.committed(self.now_ms())
 
 
 def flow_of(app: Any) -> Flow:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import faust
+import numpy as np
 from faust.app.base import BootStrategy
 from yarl import URL
 
+from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
-from app.core.policy import Threshold
 from app.core.scoring import Champion
 from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
-from app.stages import EntityStage
+from app.stages import EntityStage, policy_of
 from app.topics import Topics
 from app.transport import Flow, Restorer
 from app.web import serve
@@ -58,7 +59,7 @@ def stages_of(
     learner: list[Stage] = [LearnStage(settings, topics, plan, champion, metrics)]
     if role == "learner":
         return learner
-    policy = Threshold(settings.policy.threshold)
+    policy = policy_of(settings)
     scoring: list[Stage] = [
         EntityStage(settings, topics, plan, champion, policy, metrics, index)
         for index in range(max(len(settings.transaction.entities), 1))
@@ -71,6 +72,25 @@ def fresh_champion(settings: Settings, plan: FeaturePlan) -> Champion:
     """The model before anything was learnt."""
     learner = new_learner(settings, plan)
     return Champion(learner.model, learner.version)
+
+
+def warm_up(settings: Settings) -> None:
+    """Compile every kernel that this configuration uses, on models and stores thrown away.
+
+    Ten seconds the first time, a moment once they are cached; inside the group it would cost the
+    first batch as much, and perhaps the lease.
+    """
+    plan = FeaturePlan.of(settings.features, settings.transaction.entities)
+    for _, windows in plan.windows.values():
+        one = np.zeros(1, np.int64)
+        EntityStore(windows).apply(
+            ["a"], times_ms=one, amounts=np.zeros(1), ids=["a"], others=["a"], upstreams=one,
+            offsets=one,
+        )  # fmt: skip
+    model, row = new_learner(settings, plan).model, np.zeros((1, len(plan.names)))
+    model.learn_many(row, np.zeros(1, np.bool_), np.ones(1))
+    model.score_many(row)
+    model.contributions(row)
 
 
 def make_app(settings: Settings, role: Role = "worker") -> WeirApp:

@@ -33,6 +33,9 @@ _ROOM: Final = 256
 #: An entity's share of the oldest that leave at once when the store is full.
 _LEAVE_SHARE: Final = 16
 
+#: Labels that may wait for their transaction: those of a second or so, after a crash.
+EXPECTED_MAX: Final = 4_096
+
 Slot = tuple[str, int]  # entity, slot of its ring
 
 
@@ -65,7 +68,7 @@ class EntityStore:
     from: 1 for the first stage, that of the transactions topic for later ones.
 
     >>> from app.core.features import WindowPlan
-    >>> store = EntityStore(WindowPlan.of([("count", 86_400_000, 0, 0.0)]))
+    >>> store = EntityStore(WindowPlan.of([("count", 86_400_000, 0, 0.0, 0)]))
     >>> columns, status = store.apply(
     ...     ["card-1", "card-1"], times_ms=np.array([0, 1_000]), amounts=np.array([5.0, 7.0]),
     ...     ids=["t1", "t2"], others=["shop", "shop"],
@@ -98,7 +101,12 @@ class EntityStore:
         self._others = np.zeros((_ROOM, BLOCK), np.uint64)
         self._labels = np.full((_ROOM, BLOCK), UNKNOWN, np.int8)
         self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
-        self.touched: dict[Slot, None] = {}
+        self.touched: dict[Slot, tuple[int, ...]] = {}  # slot: the guard when it was written
+        self._gone: list[Slot] = []
+        #: Highest source offset applied of each upstream partition, whatever the entity.
+        self._passed = np.full(self.upstreams, -1, np.int64)
+        #: (entity, id) -> (label, its offset): labels ahead of their transaction
+        self._expected: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __len__(self) -> int:
         """How many entities are known."""
@@ -145,6 +153,7 @@ class EntityStore:
             rows = self._rows_of(keys, start)
             part = slice(start, start + len(rows))
             self._ensure_blocks(len(rows))
+            before = self._guards[rows]
             self._n_free = fold(
                 rows,
                 times_ms[part],
@@ -169,22 +178,46 @@ class EntityStore:
                 slots[part],
                 out[part],
             )
-            np.maximum.at(self._last_ms, rows, times_ms[part])
             start += len(rows)
-            for key, slot, became in zip(keys[part], slots[part], status[part], strict=True):
-                if became == APPLIED:
-                    self._touch(key, int(slot))
+            fresh = status[part] == APPLIED
+            np.maximum.at(self._last_ms, rows[fresh], times_ms[part][fresh])
+            np.maximum.at(self._passed, upstreams[part][fresh], offsets[part][fresh])
+            guards: dict[str, list[int]] = {}
+            for at in (np.flatnonzero(fresh) + part.start).tolist():
+                # The guard as it stood then: of a batch that was half delivered only the rows
+                # that arrived may count as applied.
+                guard = guards.setdefault(keys[at], before[at - part.start].tolist())
+                guard[upstreams[at]] = int(offsets[at])
+                self._touch(keys[at], int(slots[at]), tuple(guard))
+                if self._expected:
+                    self._meet(keys[at], int(hashes[at]), int(slots[at]))
         return out, status
 
-    def mark(self, key: str, transaction_id: str, *, is_fraud: bool) -> bool:
+    def mark(
+        self,
+        key: str,
+        transaction_id: str,
+        *,
+        is_fraud: bool,
+        source: tuple[int, int] = (0, -1),
+        at: int = -1,
+    ) -> bool:
         """Note the label of a transaction in its slot; return whether it was news.
 
         A transaction that the ring no longer holds is no news. Marking twice is marking once.
+        ``source`` is the transaction's (upstream, offset): if it has not been applied yet, as
+        after a crash between its score and its state, the label waits for it; ``at`` is the
+        label's own offset, from which it must then be read again (``expected_low``).
         """
+        wanted = hash_id(transaction_id)
+        if not self._has_passed(key, *source):
+            self._expected[key, wanted] = (FRAUD if is_fraud else LEGITIMATE, at)
+            while len(self._expected) > EXPECTED_MAX:
+                self._expected.pop(next(iter(self._expected)))
+            return False
         row = self.rows.get(key)
         if row is None:
             return False
-        wanted = hash_id(transaction_id)
         for slot in range(min(int(self._counts[row]), self.history_max)):
             block, at = self._table[row, slot // BLOCK], slot % BLOCK
             if self._ids[block, at] == wanted:
@@ -192,9 +225,25 @@ class EntityStore:
                 if self._labels[block, at] == label:
                     return False
                 self._labels[block, at] = label
-                self._touch(key, slot)
+                self._touch(key, slot, tuple(self._guards[row].tolist()))
                 return True
         return False
+
+    @property
+    def expected_low(self) -> int | None:
+        """The lowest offset of a label that waits for its transaction; None: no label waits."""
+        return min((at for _, at in self._expected.values()), default=None)
+
+    def _has_passed(self, key: str, upstream: int, offset: int) -> bool:
+        """Whether a transaction of this source has been applied; if it is not held it has left."""
+        row = self.rows.get(key)
+        guard = self._passed[upstream] if row is None else self._guards[row, upstream]
+        return bool(offset <= guard)
+
+    def _meet(self, key: str, id_hash: int, slot: int) -> None:
+        label, _ = self._expected.pop((key, id_hash), (UNKNOWN, -1))
+        if label != UNKNOWN:
+            self._labels[self._table[self.rows[key], slot // BLOCK], slot % BLOCK] = label
 
     def history(self, key: str) -> list[tuple[int, float, int]]:
         """(time_ms, amount, label) of the transactions held of an entity, oldest first."""
@@ -209,10 +258,14 @@ class EntityStore:
         ]
 
     def changes(self) -> list[tuple[Slot, SlotValue | None]]:
-        """What was touched since the last call, each slot once; None: it was let go."""
-        changed = [(slot, self._read(*slot)) for slot in self.touched]
-        self.touched = {}
-        return changed
+        """What was touched since the last call; None: the slot was let go.
+
+        What was let go comes first: an entity that left may have come back since, as a new one.
+        """
+        gone: list[tuple[Slot, SlotValue | None]] = [(slot, None) for slot in self._gone]
+        changed = [(slot, self._read(*slot, guard)) for slot, guard in self.touched.items()]
+        self.touched, self._gone = {}, []
+        return gone + changed
 
     def restore(self, slots: Iterable[tuple[Slot, SlotValue | None]]) -> None:
         """Take rows of the changelog in the order of the log.
@@ -223,6 +276,7 @@ class EntityStore:
         for (key, slot), value in slots:
             if value is None:
                 self._remove(key)
+                self._gone = []  # the changelog says so already
                 continue
             row = self.rows.get(key)
             if row is None:
@@ -234,6 +288,7 @@ class EntityStore:
             place = (self._table[row, slot // BLOCK], slot % BLOCK)
             for upstream, offset in value.guard:
                 self._guards[row, upstream] = max(self._guards[row, upstream], offset)
+                self._passed[upstream] = max(self._passed[upstream], offset)
             held = self._sequences[place]
             if value.sequence < held or (value.sequence == held and value.label == UNKNOWN):
                 continue
@@ -244,16 +299,16 @@ class EntityStore:
             self._counts[row] = max(self._counts[row], value.sequence + 1)
             self._last_ms[row] = max(self._last_ms[row], value.time_ms)
 
-    def _touch(self, key: str, slot: int) -> None:
+    def _touch(self, key: str, slot: int, guard: tuple[int, ...]) -> None:
         self.touched.pop((key, slot), None)  # to the end: the order of the changelog
-        self.touched[key, slot] = None
+        self.touched[key, slot] = guard
 
-    def _read(self, key: str, slot: int) -> SlotValue | None:
+    def _read(self, key: str, slot: int, guard: tuple[int, ...] | None = None) -> SlotValue | None:
         row = self.rows.get(key)
         if row is None or self._table[row, slot // BLOCK] < 0:
             return None
         place = (self._table[row, slot // BLOCK], slot % BLOCK)
-        guard = self._guards[row]
+        guard = tuple(self._guards[row].tolist()) if guard is None else guard
         return SlotValue(
             int(self._sequences[place]),
             int(self._times[place]),
@@ -261,7 +316,7 @@ class EntityStore:
             int(self._ids[place]),
             int(self._others[place]),
             int(self._labels[place]),
-            tuple((int(p), int(guard[p])) for p in np.flatnonzero(guard >= 0)),
+            tuple((p, offset) for p, offset in enumerate(guard) if offset >= 0),
         )
 
     def _rows_of(self, keys: Sequence[str], start: int) -> NDArray[np.int64]:
@@ -310,8 +365,12 @@ class EntityStore:
         keys = list(self.rows)
         last = self._last_ms[[self.rows[key] for key in keys]]
         n = max(1, len(keys) // _LEAVE_SHARE)
-        for at in np.argsort(last, kind="stable")[:n]:
-            self._remove(keys[at])
+        # Of those seen at the same time by name: a restored store holds them in another order.
+        newest = np.partition(last, n - 1)[n - 1]
+        leaving = [keys[at] for at in np.flatnonzero(last < newest)]
+        leaving += sorted(keys[at] for at in np.flatnonzero(last == newest))[: n - len(leaving)]
+        for key in leaving:
+            self._remove(key)
             self.n_evicted += 1
 
     def _remove(self, key: str) -> None:
@@ -319,7 +378,8 @@ class EntityStore:
         if row is None:
             return
         for slot in range(min(int(self._counts[row]), self.history_max)):
-            self._touch(key, slot)
+            self.touched.pop((key, slot), None)
+            self._gone.append((key, slot))
         for block in self._table[row][self._table[row] >= 0]:
             self._sequences[block] = -1
             self._ids[block] = 0

@@ -6,20 +6,18 @@ Prequential by nature: what is counted is the score that was given before the la
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Log-odds from -12 to 12 (6e-6 of either end), 4096 bins of 0.006: two scores in one bin are
-#: taken for tied, which changes average precision in the fourth digit.
-_REACH: Final = 12.0
-_BINS: Final = 4_096
+from app.core.scoremap import BINS, bins_of
 
 
 @dataclass
 class Evaluation:
     """Counts of scores by bin of their log-odds: legitimate and fraud, shape (2, 4096).
+
+    Two scores in one bin are taken for tied, which changes average precision in the fourth digit.
 
     >>> evaluation = Evaluation()
     >>> evaluation.update(np.array([0.9, 0.2, 0.1]), np.array([True, False, False]))
@@ -27,16 +25,15 @@ class Evaluation:
     1.0
     """
 
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, _BINS), np.int64))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
     brier_sum: float = 0.0
 
     def update(self, scores: NDArray[np.float64], is_fraud: NDArray[np.bool_]) -> None:
         """Count scores, shape (n,), in [0, 1], and what they turned out to be."""
-        clipped = np.clip(scores, 1e-9, 1.0 - 1e-9)
-        odds = np.log(clipped / (1.0 - clipped))
-        bins = np.clip((odds + _REACH) * (_BINS / (2.0 * _REACH)), 0, _BINS - 1).astype(np.int64)
-        np.add.at(self.counts, (is_fraud.astype(np.int64), bins), 1)
-        self.brier_sum += float(np.sum((scores - is_fraud) ** 2))
+        np.add.at(self.counts, (is_fraud.astype(np.int64), bins_of(scores)), 1)
+        # One after another: a sum in pairs would depend on where a batch ends.
+        squares = (scores - is_fraud) ** 2
+        self.brier_sum = float(np.cumsum(np.concatenate(([self.brier_sum], squares)))[-1])
 
     @property
     def n(self) -> int:

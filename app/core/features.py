@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from app.core.entity import hash_id
 from app.core.windows import STATS
+from app.errors import Misconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,16 +39,23 @@ class WindowPlan:
     lengths_ms: NDArray[np.int64]
     delays_ms: NDArray[np.int64]
     priors: NDArray[np.float64]
+    extras: NDArray[np.int64]
 
     @classmethod
-    def of(cls, windows: Iterable[tuple[str, int, int, float]]) -> Self:
-        """Plan of (stat, length in ms, delay in ms, prior), one a column."""
+    def of(cls, windows: Iterable[Sequence[Any]]) -> Self:
+        """Plan of (stat, length in ms, delay in ms, prior[, extra]), one a column.
+
+        ``extra`` is the longer window in ms of "peak" and "burst", and the few of "last".
+        """
         rows = list(windows)
         return cls(
-            np.array([STATS.index(stat) for stat, *_ in rows], np.int64),
-            np.array([length for _, length, *_ in rows], np.int64),
-            np.array([delay for *_, delay, _ in rows], np.int64),
-            np.array([prior for *_, prior in rows], np.float64),
+            np.array([STATS.index(row[0]) for row in rows], np.int64),
+            np.array([row[1] for row in rows], np.int64),
+            np.array([row[2] for row in rows], np.int64),
+            np.array([row[3] for row in rows], np.float64),
+            np.array(
+                [row[4] if row[4:] else 3 if row[0] == "last" else 90 * _DAY_MS for row in rows]
+            ),
         )
 
     def __len__(self) -> int:
@@ -56,9 +65,15 @@ class WindowPlan:
     @property
     def arrays(
         self,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    ) -> tuple[
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.float64],
+        NDArray[np.int64],
+    ]:
         """The columns in the order of the compiled pass."""
-        return self.codes, self.lengths_ms, self.delays_ms, self.priors
+        return self.codes, self.lengths_ms, self.delays_ms, self.priors, self.extras
 
 
 @dataclass(frozen=True)
@@ -73,11 +88,11 @@ class FeaturePlan:
     def of(cls, features: Sequence[Any], entities: Sequence[str]) -> Self:
         """Plan of the declared features, in the order of their declaration.
 
-        Raises ValueError where two features have one name.
+        Raises Misconfigured where two features have one name.
         """
         names: list[str] = []
         own: list[tuple[int, Any]] = []
-        per_entity: dict[str, list[tuple[int, tuple[str, int, int, float]]]] = {
+        per_entity: dict[str, list[tuple[int, tuple[str, int, int, float, int]]]] = {
             entity: [] for entity in entities
         }
         for feature in features:
@@ -87,12 +102,13 @@ class FeaturePlan:
                 own.append((at, feature))
                 continue
             for i, length in enumerate(feature.windows):
-                window = (feature.stat, length, feature.delay, feature.prior)
+                extra = feature.newest if feature.stat == "last" else feature.against
+                window = (feature.stat, length, feature.delay, feature.prior, extra)
                 per_entity[feature.entity].append((at + i, window))
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             msg = f"two features are called {twice[0]!r}; expected a name of its own for each"
-            raise ValueError(msg)
+            raise Misconfigured(msg)
         windows = {
             entity: (
                 np.array([column for column, _ in planned], np.int64),
@@ -102,7 +118,7 @@ class FeaturePlan:
         }
         return cls(tuple(names), tuple(own), windows)
 
-    @property
+    @cached_property
     def schema(self) -> str:
         """Digest of the names: equal where the columns are equal."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
@@ -147,8 +163,9 @@ def names_of(feature: Any) -> list[str]:
         return list(feature.names or feature.parts)
     if feature.kind == "category":
         return [f"{feature.field}_{i}" for i in range(feature.buckets)]
+    stat = f"last{feature.newest}" if feature.stat == "last" else feature.stat
     delay = f"_after_{_in_words(feature.delay)}" if feature.delay else ""
-    named = [f"{feature.entity}_{feature.stat}_{_in_words(w)}{delay}" for w in feature.windows]
+    named = [f"{feature.entity}_{stat}_{_in_words(w)}{delay}" for w in feature.windows]
     return list(feature.names or named)
 
 

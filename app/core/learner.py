@@ -19,7 +19,8 @@ from app.core.entity import hash_id
 from app.core.evaluation import Evaluation
 from app.core.monitor import Monitor
 from app.core.pending import MATURITY
-from app.records import Drift, Example, LabelOutcome, ModelVersion, Summary
+from app.core.scoremap import ScoreMap
+from app.records import Drift, Example, LabelOutcome, ModelVersion, Summary, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +62,11 @@ class Learner:
         """Start with nothing learnt."""
         #: transaction -> (label, position of the record that taught it), oldest first
         self.learnt: OrderedDict[int, tuple[bool, tuple[str, int, int]]] = OrderedDict()
+        #: positions of the labels lately decided, oldest first
+        self.decided: OrderedDict[tuple[str, int, int], None] = OrderedDict()
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
         self.evaluation = Evaluation()
+        self.scores = ScoreMap()
         self.monitor = Monitor(delta=self.drift_delta)
 
     @property
@@ -70,7 +74,7 @@ class Learner:
         """Which model this is: a name, a position and a digest of all that was learnt."""
         return ModelVersion(self.name, self.position, self.digest)
 
-    def apply(self, records: Sequence[tuple[int, Example | Summary]]) -> LearnerEffects:
+    def apply(self, records: Sequence[tuple[int, Example | Summary | Verdict]]) -> LearnerEffects:
         """Learn from (offset, record) in the order of the log."""
         effects = LearnerEffects()
         batch: list[Example] = []
@@ -80,6 +84,9 @@ class Learner:
             self.position = offset
             if isinstance(record, Summary):
                 self._watch(record, effects)
+            elif isinstance(record, Verdict):
+                if record.outcome.origin not in self.decided:
+                    self._decide(record.outcome, effects)
             elif self._teaches(record, effects):
                 batch.append(record)
                 self._account(record, effects)
@@ -89,25 +96,49 @@ class Learner:
 
     def _teaches(self, example: Example, effects: LearnerEffects) -> bool:
         """Decide the one outcome of an example, and whether the model learns it."""
+        if example.origin in self.decided:
+            return False  # delivered again
         if example.feature_schema != self.schema:
             reason = f"features of schema {example.feature_schema}; this model has {self.schema}"
-            _tell(example, "rejected", effects, reason)
+            self._tell(example, "rejected", effects, reason)
             return False
         key = hash_id(example.transaction_id)
         before = self.learnt.get(key)
         if before is not None:
-            is_fraud, origin = before
-            if origin == example.origin or example.label_source == MATURITY:
+            is_fraud, _ = before
+            if example.label_source == MATURITY:
                 return False  # delivered again, or overtaken by a label
             if is_fraud == example.is_fraud:
-                _tell(example, "duplicate", effects)
+                self._remember(key, example)
+                self._tell(example, "duplicate", effects)
                 return False
         self._remember(key, example)
         # Far apart, only the join can know that a label corrects; it says so by sending it.
         outcome: Outcome = "learn" if before is None else "corrected"
-        if example.label_source != MATURITY:
-            _tell(example, outcome, effects)
+        self._tell(example, outcome, effects)
         return before is None or self.corrections == "relearn"
+
+    def _decide(self, outcome: LabelOutcome, effects: LearnerEffects) -> None:
+        """Give a label its one outcome: what comes for it again changes nothing."""
+        self.decided[outcome.origin] = None
+        if len(self.decided) > self.learnt_max:
+            self.decided.popitem(last=False)
+        effects.outcomes.append(outcome)
+
+    def _tell(
+        self, example: Example, outcome: Outcome, effects: LearnerEffects, reason: str = ""
+    ) -> None:
+        if example.label_source == MATURITY:
+            return  # nobody's label
+        told = LabelOutcome(
+            transaction_id=example.transaction_id,
+            outcome=outcome,
+            is_fraud=example.is_fraud,
+            label_source=example.label_source,
+            origin=example.origin,
+            reason=reason,
+        )
+        self._decide(told, effects)
 
     def _remember(self, key: int, example: Example) -> None:
         self.learnt[key] = (example.is_fraud, example.origin)
@@ -128,6 +159,7 @@ class Learner:
         if summary.last_offset <= self.summarised.get(summary.partition, -1):
             return
         self.summarised[summary.partition] = summary.last_offset
+        self.scores.update(np.array(summary.bins, np.int64), summary.last_time_ms)
         effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
 
     def _learn(self, batch: Sequence[Example]) -> None:
@@ -154,22 +186,11 @@ class Learner:
 
     def __getstate__(self) -> dict[str, Any]:
         """State as plain values; the memory of ids as one tuple, small when pickled."""
-        return {**self.__dict__, "learnt": list(self.learnt.items())}
+        learnt, decided = list(self.learnt.items()), list(self.decided)
+        return {**self.__dict__, "learnt": learnt, "decided": decided}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Go on exactly where the state was taken."""
         self.__dict__.update(state)
         self.learnt = OrderedDict(state["learnt"])
-
-
-def _tell(example: Example, outcome: Outcome, effects: LearnerEffects, reason: str = "") -> None:
-    effects.outcomes.append(
-        LabelOutcome(
-            transaction_id=example.transaction_id,
-            outcome=outcome,
-            is_fraud=example.is_fraud,
-            label_source=example.label_source,
-            origin=example.origin,
-            reason=reason,
-        )
-    )
+        self.decided = OrderedDict.fromkeys(state["decided"])

@@ -41,6 +41,8 @@ class Watch:
     delta: float
     #: 4096 times: an onset further back is told as the oldest remembered.
     times_ms: deque[int] = field(default_factory=lambda: deque(maxlen=4_096))
+    n: int = 0
+    steady: float = 0.0  # mean of the window when ADWIN last looked
     detector: Any = None
 
     def __post_init__(self) -> None:
@@ -49,15 +51,16 @@ class Watch:
 
     def update(self, value: float, time_ms: int) -> Change | None:
         """Take one value in [0, 1] at event time ``time_ms``."""
-        before = self.detector.estimation
         self.times_ms.append(time_ms)
         self.detector.update(value)
+        self.n += 1
         if not self.detector.drift_detected:
+            if self.n % self.detector.clock == 0:  # ADWIN itself looks only as often
+                self.steady = self.detector.estimation
             return None
         back = min(max(int(self.detector.width), 1), len(self.times_ms))
-        since = self.times_ms[-back]
-        after = self.detector.estimation
-        return Change(self.kind, self.subject, before, after, since, time_ms)
+        before, self.steady = self.steady, self.detector.estimation
+        return Change(self.kind, self.subject, before, self.steady, self.times_ms[-back], time_ms)
 
 
 @dataclass

@@ -23,12 +23,18 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from app.core.entity import hash_id
+from app.core.scoremap import bins_of
 from app.records import Example, LabelOutcome, Position, Summary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.records import Outcome, Record, Score
 
 #: 256 scores: a mean whose noise is a sixteenth of one score's, and a line in the log that
@@ -36,6 +42,9 @@ if TYPE_CHECKING:
 SUMMARY_SCORES = 256
 
 MATURITY = "maturity"
+
+#: 400 steps of a few digits: a broker takes notes of up to 4096 bytes.
+_WAITS_MAX = 400
 
 
 class Label(NamedTuple):
@@ -68,8 +77,43 @@ class Waiting:
 
     score: Score
     at: Position
+    due_ms: int  # when it matures; once matured, when it may be forgotten
     is_fraud: bool | None = None
     is_matured: bool = False
+    until_ms: int = -1  # its labels could be taken for early ones until then
+    has_label: bool = False  # one of its labels stands in the list that ``low`` looks at
+
+
+class Waited(NamedTuple):
+    """Which labels waited when the offsets were committed; the logs alone cannot tell.
+
+    ``scores_next`` is how far the scores were read then; ``cut`` the offset after which the
+    list did not fit (-1: it is whole).
+    """
+
+    scores_next: int
+    offsets: frozenset[int]
+    cut: int = -1
+
+    @classmethod
+    def of(cls, note: str) -> Waited | None:
+        """Read what ``Join.waits`` has written, after the first word of a note.
+
+        >>> Waited.of("3 1f 5 2 +")
+        Waited(scores_next=31, offsets=frozenset({5, 7}), cut=7)
+        """
+        words = note.split()[1:]
+        if not words:
+            return None
+        is_cut = words[-1] == "+"
+        scores_next, *steps = [int(word, 16) for word in (words[:-1] if is_cut else words)]
+        offsets = list(accumulate(steps))
+        return cls(scores_next, frozenset(offsets), offsets[-1] if is_cut else -1)
+
+    def has(self, label: Position, waiting: Waiting | None) -> bool:
+        """Whether a label waited."""
+        is_beyond = self.cut >= 0 and label.offset > self.cut
+        return waiting is None if is_beyond else label.offset in self.offsets
 
 
 @dataclass(slots=True)
@@ -98,6 +142,10 @@ class Join:
     early_max: int = 100_000
     clock_ms: int = -1
     n_overflowed: int = 0
+    #: While its logs are read again, scores before labels, no time passes: whom a label still
+    #: concerns is not known before the labels were read. ``restored`` ends it.
+    is_restoring: bool = False
+    waited: Waited | None = None
 
     def __post_init__(self) -> None:
         """Start with nothing known."""
@@ -106,7 +154,8 @@ class Join:
         self._n_early = 0
         self._due: list[tuple[int, str]] = []  # heap of (when, transaction): mature or forget
         self._early_due: list[tuple[int, str]] = []
-        self._labelled: deque[tuple[int, str]] = deque()  # (label offset, transaction)
+        #: (label offset, transaction): the first label of each, and those that wait
+        self._labelled: deque[tuple[int, str]] = deque()
         self._run: list[Score] = []  # scores since the last summary
         self._run_first = -1
 
@@ -129,28 +178,60 @@ class Join:
             self._labelled.popleft()
         return scores_low, self._labelled[0][0] if self._labelled else labels_next
 
+    def waits(self, scores_next: int) -> str:
+        """Note of which labels wait, for ``Waited.of``: hexadecimal, the offsets as steps."""
+        offsets = sorted(u.at.offset for waited in self._early.values() for u in waited)
+        steps = [b - a for a, b in pairwise([0, *offsets])]
+        words = [f"{step:x}" for step in [scores_next, *steps[:_WAITS_MAX]]]
+        return " ".join([*words, "+"] if len(steps) > _WAITS_MAX else words)
+
+    def restored(self) -> None:
+        """Let the time pass that passed before; what followed then is not said again."""
+        self.is_restoring = False
+        self._mature(Position("", 0, -1), JoinEffects())
+        while len(self._known) > self.pending_max:
+            self._known.popitem(last=False)
+
     def on_score(self, score: Score, at: Position, effects: JoinEffects) -> None:
         """Keep a scored transaction until its label or its maturity."""
         self._summarise(score, at, effects)
-        self._advance(score.time_ms, at, effects)
-        if score.transaction_id in self._known:
-            return
-        if len(self._known) >= self.pending_max:
+        self._advance(score.time_ms, effects)
+        if score.transaction_id not in self._known:
+            self._keep(score, at, effects)
+        if not self.is_restoring:
+            self._mature(at, effects)
+
+    def _keep(self, score: Score, at: Position, effects: JoinEffects) -> None:
+        if len(self._known) >= self.pending_max and not self.is_restoring:
             self._known.popitem(last=False)
             self.n_overflowed += 1
-        self._known[score.transaction_id] = Waiting(score, at)
-        heapq.heappush(self._due, (score.time_ms + self.maturity_ms, score.transaction_id))
+        due = score.time_ms + self.maturity_ms
+        waiting = self._known[score.transaction_id] = Waiting(score, at, due)
+        heapq.heappush(self._due, (due, score.transaction_id))
+        self._due = _pruned(self._due, len(self._known), self._is_due)
         for waited in self._early.pop(score.transaction_id, ()):
             self._n_early -= 1
+            waiting.has_label = True  # since it came
             self.on_label(waited.label, waited.at, effects)
 
     def on_label(self, label: Label, at: Position, effects: JoinEffects) -> None:
         """Let a label meet its transaction, or wait for it."""
-        self._labelled.append((at.offset, label.transaction_id))
         waiting = self._known.get(label.transaction_id)
+        if self.is_restoring and self.waited is not None:
+            came_later = waiting is not None and waiting.at.offset >= self.waited.scores_next
+            has_waited = self.waited.has(at, waiting)
+            if not has_waited and (waiting is None or came_later):
+                return  # it was decided, before its transaction came or after that was forgotten
+            if has_waited and not came_later:
+                waiting = None
         if waiting is None:
             self._wait_early(label, at, effects)
             return
+        if not waiting.has_label:
+            waiting.has_label = True
+            self._keep_offset(label, at)
+        # Not forgotten before its label could no longer be taken for an early one by a restart.
+        waiting.until_ms = max(waiting.until_ms, label.time_ms + self.early_ms)
         known = False if waiting.is_matured and waiting.is_fraud is None else waiting.is_fraud
         if known is label.is_fraud:
             outcome: Outcome = "expired" if waiting.is_matured else "duplicate"
@@ -174,6 +255,7 @@ class Join:
         if label.time_ms + self.early_ms <= self.clock_ms:
             effects.unknown.append(unknown)
             return
+        self._keep_offset(label, at)
         self._early.setdefault(label.transaction_id, []).append(unknown)
         self._n_early += 1
         heapq.heappush(self._early_due, (label.time_ms + self.early_ms, label.transaction_id))
@@ -181,26 +263,49 @@ class Join:
             _, oldest = self._early.popitem(last=False)
             self._n_early -= len(oldest)
             effects.unknown += oldest
+        self._early_due = _pruned(self._early_due, self._n_early, self._is_early_due)
 
-    def _advance(self, time_ms: int, at: Position, effects: JoinEffects) -> None:
+    def _keep_offset(self, label: Label, at: Position) -> None:
+        self._labelled.append((at.offset, label.transaction_id))
+        if len(self._labelled) > _room(len(self._known) + self._n_early):
+            self._labelled = deque(one for one in self._labelled if self._matters(*one))
+
+    def _is_due(self, due_ms: int, transaction_id: str) -> bool:
+        waiting = self._known.get(transaction_id)
+        return waiting is not None and waiting.due_ms == due_ms
+
+    def _is_early_due(self, due_ms: int, transaction_id: str) -> bool:
+        waited = self._early.get(transaction_id, ())
+        return any(one.label.time_ms + self.early_ms == due_ms for one in waited)
+
+    def _advance(self, time_ms: int, effects: JoinEffects) -> None:
+        """Let the clock go on; labels that waited too long have no transaction."""
         self.clock_ms = max(self.clock_ms, time_ms)
+        while self._early_due and self._early_due[0][0] <= self.clock_ms:
+            _, transaction_id = heapq.heappop(self._early_due)
+            waited = self._early.pop(transaction_id, [])
+            late = [u for u in waited if u.label.time_ms + self.early_ms <= self.clock_ms]
+            if len(late) < len(waited):
+                self._early[transaction_id] = [u for u in waited if u not in late]
+            self._n_early -= len(late)
+            effects.unknown += late
+
+    def _mature(self, at: Position, effects: JoinEffects) -> None:
+        """Do what is due for scored transactions: mature them, later forget them."""
         while self._due and self._due[0][0] <= self.clock_ms:
             due, transaction_id = heapq.heappop(self._due)
             waiting = self._known.get(transaction_id)
-            if waiting is None:
-                continue
-            if waiting.is_matured:
+            if waiting is None or waiting.due_ms != due:
+                continue  # it was let go, and perhaps came again
+            if waiting.is_matured and waiting.until_ms <= self.clock_ms:
                 del self._known[transaction_id]
                 continue
-            waiting.is_matured = True
-            heapq.heappush(self._due, (due + self.forget_ms, transaction_id))
-            if waiting.is_fraud is None:
-                self._teach_matured(waiting, due, at, effects)
-        while self._early_due and self._early_due[0][0] <= self.clock_ms:
-            _, transaction_id = heapq.heappop(self._early_due)
-            late = self._early.pop(transaction_id, [])
-            self._n_early -= len(late)
-            effects.unknown += late
+            waiting.due_ms = waiting.until_ms if waiting.is_matured else due + self.forget_ms
+            heapq.heappush(self._due, (waiting.due_ms, transaction_id))
+            if not waiting.is_matured:
+                waiting.is_matured = True
+                if waiting.is_fraud is None:
+                    self._teach_matured(waiting, due, at, effects)
 
     def _teach_matured(
         self, waiting: Waiting, due_ms: int, at: Position, effects: JoinEffects
@@ -235,6 +340,7 @@ class Join:
                 n=len(run),
                 n_alerts=sum(s.is_alert for s in run),
                 mean_score=sum(s.score for s in run) / len(run),
+                bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
                 first_time_ms=min(s.time_ms for s in run),
                 last_time_ms=max(s.time_ms for s in run),
             )
@@ -244,6 +350,24 @@ class Join:
         if transaction_id in self._known:
             return True
         return any(u.at.offset == label_offset for u in self._early.get(transaction_id, ()))
+
+
+#: 64: below, a heap is not worth its pruning.
+_ROOM = 64
+
+
+def _room(n: int) -> int:
+    """How many entries may stand for n that are alive."""
+    return 2 * n + _ROOM
+
+
+def _pruned(
+    heap: list[tuple[int, str]], n: int, is_alive: Callable[[int, str], bool]
+) -> list[tuple[int, str]]:
+    """The heap, without what is no longer alive once that is more than half of it."""
+    if len(heap) <= _room(n):
+        return heap
+    return sorted({one for one in heap if is_alive(*one)})  # a sorted list is a heap
 
 
 def example_of(

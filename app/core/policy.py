@@ -1,38 +1,119 @@
-"""Which scores a person should see."""
+"""Which scores a person should see, and why.
+
+A policy is a function of what was decided about a transaction and of nothing it keeps itself:
+the threshold of a budget comes with the model, from the learner's map of scores. So every
+worker draws the same line, and a replay draws it again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from app.core.entity import hash_id
 from app.records import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+Kind = Literal["threshold", "cost", "budget"]
+
+#: Codes of ``Verdicts.fired``.
+NOTHING, KIND, BLOCKED, EXPLORED = range(4)
+
 
 @dataclass(frozen=True)
-class Threshold:
-    """Alert at a fixed score.
+class Verdicts:
+    """What a policy makes of n transactions.
 
-    >>> Threshold(0.5).alerts(np.array([0.4, 0.5])).tolist()
-    [False, True]
+    ``propensity`` is the probability with which a person sees each, in [0, 1]: estimates of
+    precision and recall from what persons say divide by it.
     """
 
-    threshold: float
+    alerts: NDArray[np.bool_]
+    propensity: NDArray[np.float64]
+    fired: NDArray[np.int8]
 
-    def alerts(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which of ``scores``, shape (n,), become alerts."""
-        return scores >= self.threshold
 
-    @property
-    def words(self) -> str:
-        """The policy as an alert names it."""
+@dataclass(frozen=True)
+class Policy:
+    """Alert where a score, its cost or its rank asks for it.
+
+    ``threshold``: at a fixed score. ``cost``: where the loss to be expected, score * amount *
+    ``recovery``, is above ``review_cost``. ``budget``: at the score above which ``alerts_per_day``
+    lie, as the learner's map of scores has it; before there is one, at the threshold.
+
+    ``allow`` and ``block`` name entities by kind: block goes first and always alerts, allow never
+    does. Of all else a share ``explore`` is shown at random, told by the transaction's id.
+
+    >>> policy = Policy(kind="cost", review_cost=5.0)
+    >>> policy.assess(np.array([0.1, 0.1]), np.array([20.0, 80.0]), {}, ["t1", "t2"]).alerts
+    array([False,  True])
+    """
+
+    kind: Kind = "threshold"
+    threshold: float = 0.5
+    alerts_per_day: float = 100.0
+    review_cost: float = 5.0
+    recovery: float = 1.0
+    explore: float = 0.0
+    allow: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    block: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def assess(
+        self,
+        scores: NDArray[np.float64],
+        amounts: NDArray[np.float64],
+        keys: Mapping[str, Sequence[str]],
+        ids: Sequence[str],
+        line: float | None = None,
+    ) -> Verdicts:
+        """Decide on n transactions; ``keys`` by kind of entity, ``line`` the budget's score."""
+        if self.kind == "cost":
+            fires = scores * amounts * self.recovery > self.review_cost
+        else:
+            fires = scores >= (
+                line if self.kind == "budget" and line is not None else self.threshold
+            )
+        fired = np.where(fires, KIND, NOTHING).astype(np.int8)
+        fired[_listed(self.allow, keys, len(scores))] = NOTHING
+        fired[_listed(self.block, keys, len(scores))] = BLOCKED
+        propensity = np.where(fired != NOTHING, 1.0, self.explore)
+        if self.explore:
+            drawn = np.array([hash_id(f"explore {identity}") / 2.0**64 for identity in ids])
+            fired[(fired == NOTHING) & (drawn < self.explore)] = EXPLORED
+        return Verdicts(fired != NOTHING, propensity, fired)
+
+    def words(self, fired: int, line: float | None = None) -> str:
+        """What fired, as an alert says it.
+
+        >>> Policy().words(KIND)
+        'score of at least 0.5'
+        """
+        if fired == BLOCKED:
+            return "an entity of it is on the block list"
+        if fired == EXPLORED:
+            return (
+                f"shown at random, one in {1.0 / self.explore:.0f}, to learn of what is not flagged"
+            )
+        if self.kind == "cost":
+            return f"expected loss above {self.review_cost:g}, the cost of a review"
+        if self.kind == "budget" and line is not None:
+            return f"among the {self.alerts_per_day:g} highest scores a day (from {line:.3g} on)"
         return f"score of at least {self.threshold:g}"
+
+
+def _listed(
+    lists: Mapping[str, frozenset[str]], keys: Mapping[str, Sequence[str]], n: int
+) -> NDArray[np.bool_]:
+    listed = np.zeros(n, np.bool_)
+    for kind, names in lists.items():
+        listed |= np.array([key in names for key in keys[kind]], np.bool_)
+    return listed
 
 
 def reasons(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.core.policy import reasons
+from app.core.policy import NOTHING, reasons
 from app.core.windows import APPLIED
 from app.records import ModelVersion
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from app.core.entity import EntityStore
     from app.core.models import Model
-    from app.core.policy import Threshold
+    from app.core.policy import Policy
+    from app.core.scoremap import ScoreMap
     from app.records import Reason
 
 
@@ -101,40 +102,56 @@ class Champion:
 
     model: Model
     version: ModelVersion
+    scores: ScoreMap | None = None
 
-    def adopt(self, model: Model, version: ModelVersion) -> bool:
+    def adopt(self, model: Model, version: ModelVersion, scores: ScoreMap | None = None) -> bool:
         """Follow a newer model; return whether it was newer."""
         if version.position < self.version.position:
             return False
-        self.model, self.version = model, version
+        self.model, self.version, self.scores = model, version, scores
         return True
+
+    def line(self, policy: Policy) -> float | None:
+        """The score above which the policy's budget of alerts lies; None: none, or not known."""
+        if self.scores is None or policy.kind != "budget":
+            return None
+        return self.scores.line(policy.alerts_per_day)
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided of a batch: scores and alerts, shape (n,), reasons of the alerts."""
+    """What was decided of a batch: scores, alerts, propensities, shape (n,).
+
+    ``reasons`` and ``words`` are those of the alerts, by their place in the batch.
+    """
 
     scores: NDArray[np.float64]
     alerts: NDArray[np.bool_]
+    propensity: NDArray[np.float64]
     reasons: dict[int, list[Reason]]
+    words: dict[int, str]
 
 
 def decide(
-    rows: NDArray[np.float64],
+    batch: Batch,
+    entities: Sequence[str],
     champion: Champion,
-    policy: Threshold,
+    policy: Policy,
     names: Sequence[str],
     reasons_max: int,
 ) -> Decisions:
-    """Score rows, shape (n, d), and explain those that become alerts."""
-    scores = champion.model.score_many(rows)
-    alerts = policy.alerts(scores)
-    at = np.flatnonzero(alerts)
+    """Score a batch, apply the policy, explain what becomes an alert."""
+    scores = champion.model.score_many(batch.rows)
+    line = champion.line(policy)
+    keys = dict(zip(entities, batch.keys, strict=True))
+    verdicts = policy.assess(scores, batch.amounts, keys, batch.ids, line)
+    at = np.flatnonzero(verdicts.fired != NOTHING)
     told: dict[int, list[Reason]] = {}
-    if len(at):
-        shares = champion.model.contributions(rows[at])
+    if len(at) and reasons_max:
+        shares = champion.model.contributions(batch.rows[at])
         told = {
-            int(i): reasons(names, rows[i], share, reasons_max)
+            int(i): reasons(names, batch.rows[i], share, reasons_max)
             for i, share in zip(at, shares, strict=True)
         }
-    return Decisions(scores, alerts, told)
+    words = {int(i): policy.words(int(verdicts.fired[i]), line) for i in at}
+    return Decisions(scores, verdicts.alerts, verdicts.propensity, told, words)

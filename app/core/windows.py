@@ -7,8 +7,28 @@ n-th transaction of an entity lies in slot ``n % history_max``.
 
 A window of length w with delay d, seen at time t, holds the transactions with time in
 (t - d - w, t - d]: the current one belongs to it when d = 0. Transactions may have come out of
-order; the pass looks at every slot, so it makes no difference. Cost O(history), about 1 ns a
-slot and window.
+order; then the pass looks at every slot. Cost O(transactions in the window), about 1 ns each.
+
+    statistic         | of the window, in the unit of the amount or as said
+    ------------------+----------------------------------------------------------------------
+    count sum mean    | with the current transaction; 0 where there is none
+    max std           | the same; std is that of the population
+    ratio             | amount to the mean of those before; 1 where there is none
+    zscore            | amount less that mean, in deviations; 0 where they do not vary
+    rank              | share of those before with at least this amount; NaN: none
+    since_last        | seconds since the one before; the window's length where there is none
+    distinct          | how many others (a card's terminals, a terminal's cards)
+    seen              | 1 if the same other was there before, else 0
+    peak              | highest amount before, in deviations of a longer window; NaN: too few
+    burst             | count, to that expected from a longer window
+    frauds            | how many are labelled fraud
+    risk              | frauds / (count + prior); 0 where there is none
+    share             | frauds among those known; NaN: none known
+    since_fraud       | days since the latest fraud that is known; NaN: none
+    since_first_fraud | days since the first one within the window; NaN: none
+    since_legitimate  | days since the latest known as legitimate; NaN: none
+    last              | share of frauds among the newest few that are known; NaN: none
+    run               | frauds in a row, from the newest that is known
 """
 
 from __future__ import annotations
@@ -39,7 +59,16 @@ UNKNOWN, LEGITIMATE, FRAUD = -1, 0, 1
     SEEN,
     FRAUDS,
     RISK,
-) = range(12)
+    RANK,
+    PEAK,
+    BURST,
+    SHARE,
+    SINCE_FRAUD,
+    SINCE_FIRST_FRAUD,
+    SINCE_LEGITIMATE,
+    LAST,
+    RUN,
+) = range(21)
 
 #: In the order of the codes above.
 STATS: Final = (
@@ -55,7 +84,18 @@ STATS: Final = (
     "seen",
     "frauds",
     "risk",
+    "rank",
+    "peak",
+    "burst",
+    "share",
+    "since_fraud",
+    "since_first_fraud",
+    "since_legitimate",
+    "last",
+    "run",
 )
+
+_DAY_MS: Final = 86_400_000.0
 
 APPLIED, REPLAYED, DUPLICATE = 0, 1, 2
 
@@ -67,66 +107,186 @@ def _statistics(
     others: NDArray[np.uint64],
     labels: NDArray[np.int8],
     n: int,
-    current: int,
+    is_ordered: bool,
     codes: NDArray[np.int64],
     lengths_ms: NDArray[np.int64],
     delays_ms: NDArray[np.int64],
     priors: NDArray[np.float64],
+    extras: NDArray[np.int64],
     out: NDArray[np.float64],
 ) -> None:
-    """Write the statistics seen by the slot ``current``, slots 0..n-1 in order of arrival."""
-    now, amount, other = times[current], amounts[current], others[current]
+    """Write the statistics that the last of n transactions sees; they stand as they arrived.
+
+    Where they stand in the order of time, a pass ends with the window.
+    """
     for f in range(codes.shape[0]):
-        code, length, delay, prior = codes[f], lengths_ms[f], delays_ms[f], priors[f]
-        # These compare the current transaction with those before it.
-        excludes_itself = code in (RATIO, ZSCORE, SINCE_LAST, SEEN)
-        count = total = squares = top = frauds = 0.0
-        last = np.int64(-1)
-        seen = False
-        for s in range(n):
-            age = now - times[s] - delay
-            if age < 0 or age >= length:
-                continue
-            if s == current and excludes_itself:
-                continue
-            a = amounts[s]
-            count += 1.0
-            total += a
-            squares += a * a
-            if count == 1.0 or a > top:
+        code, length, delay = codes[f], lengths_ms[f], delays_ms[f]
+        if code == DISTINCT:
+            out[f] = _distinct(times, others, n, is_ordered, length, delay)
+        elif code >= SHARE:
+            out[f] = _known(times, labels, n, is_ordered, code, length, delay, extras[f])
+        elif code in (PEAK, BURST):
+            out[f] = _contrast(times, amounts, n, is_ordered, code, length, extras[f])
+        else:
+            out[f] = _plain(
+                times, amounts, others, labels, n, is_ordered, code, length, delay, priors[f]
+            )
+
+
+@nb.njit(cache=True, nogil=True)
+def _plain(
+    times: NDArray[np.int64],
+    amounts: NDArray[np.float64],
+    others: NDArray[np.uint64],
+    labels: NDArray[np.int8],
+    n: int,
+    is_ordered: bool,
+    code: int,
+    length: int,
+    delay: int,
+    prior: float,
+) -> float:
+    """Statistics of one window."""
+    now, amount, other = times[n - 1], amounts[n - 1], others[n - 1]
+    # These compare the current transaction with those before it.
+    excludes_itself = code in (RATIO, ZSCORE, SINCE_LAST, SEEN, RANK)
+    count = total = squares = top = frauds = above = seen = 0.0
+    last = np.int64(-1)
+    for s in range(n - 2 if excludes_itself else n - 1, -1, -1):
+        age = now - times[s] - delay
+        if age >= length:
+            if is_ordered:
+                break
+            continue
+        if age < 0:
+            continue
+        a = amounts[s]
+        count += 1.0
+        total += a
+        squares += a * a
+        if count == 1.0 or a > top:
+            top = a
+        if a >= amount:
+            above += 1.0
+        if labels[s] == FRAUD:
+            frauds += 1.0
+        if others[s] == other:
+            seen = 1.0
+        last = max(last, times[s])
+    if code == COUNT:
+        return count
+    if code == SUM:
+        return total
+    if code == MEAN:
+        return total / count if count > 0.0 else 0.0
+    if code == MAX:
+        return top
+    if code == STD:
+        return _deviation(count, total, squares)
+    if code == RATIO:
+        return amount * count / total if total > 0.0 else 1.0
+    if code == ZSCORE:
+        deviation = _deviation(count, total, squares)
+        return (amount - total / count) / deviation if deviation > 0.0 else 0.0
+    if code == SINCE_LAST:
+        return (now - last) / 1000.0 if last >= 0 else length / 1000.0
+    if code == SEEN:
+        return seen
+    if code == FRAUDS:
+        return frauds
+    if code == RANK:
+        return above / count if count > 0.0 else np.nan
+    return frauds / (count + prior) if count + prior > 0.0 else 0.0
+
+
+@nb.njit(cache=True, nogil=True)
+def _contrast(
+    times: NDArray[np.int64],
+    amounts: NDArray[np.float64],
+    n: int,
+    is_ordered: bool,
+    code: int,
+    length: int,
+    against: int,
+) -> float:
+    """A short window beside a long one, ``against`` ms, both before the current transaction."""
+    now = times[n - 1]
+    count = total = squares = short = top = 0.0
+    for s in range(n - 2, -1, -1):
+        age = now - times[s]
+        if age >= against:
+            if is_ordered:
+                break
+            continue
+        if age < 0:
+            continue
+        a = amounts[s]
+        count += 1.0
+        total += a
+        squares += a * a
+        if age < length:
+            short += 1.0
+            if short == 1.0 or a > top:
                 top = a
-            if labels[s] == FRAUD:
-                frauds += 1.0
-            last = max(last, times[s])
-            if others[s] == other:
-                seen = True
-        value = 0.0
-        if code == COUNT:
-            value = count
-        elif code == SUM:
-            value = total
-        elif code == MEAN:
-            value = total / count if count > 0.0 else 0.0
-        elif code == MAX:
-            value = top
-        elif code == STD:
-            value = _deviation(count, total, squares)
-        elif code == RATIO:
-            value = amount * count / total if total > 0.0 else 1.0
-        elif code == ZSCORE:
-            deviation = _deviation(count, total, squares)
-            value = (amount - total / count) / deviation if deviation > 0.0 else 0.0
-        elif code == SINCE_LAST:
-            value = (now - last) / 1000.0 if last >= 0 else length / 1000.0
-        elif code == DISTINCT:
-            value = _distinct(times, others, n, now, length, delay)
-        elif code == SEEN:
-            value = 1.0 if seen else 0.0
-        elif code == FRAUDS:
-            value = frauds
-        elif count + prior > 0.0:
-            value = frauds / (count + prior)
-        out[f] = value
+    if code == BURST:
+        return (short + 1.0) / (count * length / against + 1.0)
+    if short == 0.0 or count <= 1.0:
+        return np.nan
+    mean = total / count
+    # A hundredth of the mean: amounts that never vary would divide by nothing.
+    spread = _deviation(count, total, squares) + abs(mean) / 100.0
+    return (top - mean) / spread if spread > 0.0 else 0.0
+
+
+@nb.njit(cache=True, nogil=True)
+def _known(
+    times: NDArray[np.int64],
+    labels: NDArray[np.int8],
+    n: int,
+    is_ordered: bool,
+    code: int,
+    length: int,
+    delay: int,
+    newest: int,
+) -> float:
+    """What is known of earlier transactions; without a label for ``delay`` ms: legitimate."""
+    now = times[n - 1]
+    known = frauds = run = 0.0
+    latest_fraud = first_fraud = latest_legitimate = np.nan
+    is_running = True
+    for s in range(n - 2, -1, -1):
+        age = now - times[s]
+        if age >= length:
+            if is_ordered:
+                break
+            continue
+        if age < 0 or (labels[s] == UNKNOWN and age < delay):
+            continue
+        days = age / _DAY_MS
+        if code == LAST and known >= newest:
+            break
+        known += 1.0
+        if labels[s] == FRAUD:
+            frauds += 1.0
+            if not latest_fraud <= days:
+                latest_fraud = days
+            if not first_fraud >= days:
+                first_fraud = days
+            if is_running:
+                run += 1.0
+        else:
+            is_running = False
+            if not latest_legitimate <= days:
+                latest_legitimate = days
+    if code == SINCE_FRAUD:
+        return latest_fraud
+    if code == SINCE_FIRST_FRAUD:
+        return first_fraud
+    if code == SINCE_LEGITIMATE:
+        return latest_legitimate
+    if code == RUN:
+        return run
+    return frauds / known if known > 0.0 else np.nan
 
 
 @nb.njit(cache=True, nogil=True)
@@ -142,19 +302,22 @@ def _distinct(
     times: NDArray[np.int64],
     others: NDArray[np.uint64],
     n: int,
-    now: int,
+    is_ordered: bool,
     length: int,
     delay: int,
 ) -> float:
+    now = times[n - 1]
     distinct = 0.0
-    for s in range(n):
+    for s in range(n - 1, -1, -1):
         age = now - times[s] - delay
+        if age >= length and is_ordered:
+            break
         if age < 0 or age >= length:
             continue
         first = True
-        for r in range(s):
-            before = now - times[r] - delay
-            if others[r] == others[s] and 0 <= before < length:
+        for r in range(s + 1, n):
+            newer = now - times[r] - delay
+            if others[r] == others[s] and 0 <= newer < length:
                 first = False
                 break
         if first:
@@ -186,6 +349,7 @@ def fold(
     lengths_ms: NDArray[np.int64],
     delays_ms: NDArray[np.int64],
     priors: NDArray[np.float64],
+    extras: NDArray[np.int64],
     status: NDArray[np.int8],
     slots: NDArray[np.int64],
     out: NDArray[np.float64],
@@ -210,7 +374,7 @@ def fold(
         # The newest history_max - 1: the current one takes the slot of the oldest.
         held = min(counts[row], history_max - 1)
         oldest = counts[row] - held
-        duplicate = False
+        duplicate, is_ordered = False, True
         for s in range(held):
             slot = (oldest + s) % history_max
             block, at = table[row, slot // BLOCK], slot % BLOCK
@@ -221,6 +385,7 @@ def fold(
             sums[s] = pool_amounts[block, at]
             whom[s] = pool_others[block, at]
             known[s] = pool_labels[block, at]
+            is_ordered = is_ordered and (s == 0 or times[s] >= times[s - 1])
         if duplicate:
             status[i] = DUPLICATE
             continue
@@ -241,17 +406,19 @@ def fold(
         times[held], sums[held] = times_ms[i], amounts[i]
         whom[held], known[held] = others[i], UNKNOWN
         status[i] = APPLIED
+        is_ordered = is_ordered and (held == 0 or times[held] >= times[held - 1])
         _statistics(
             times,
             sums,
             whom,
             known,
             held + 1,
-            held,
+            is_ordered,
             codes,
             lengths_ms,
             delays_ms,
             priors,
+            extras,
             out[i],
         )
     return n_free

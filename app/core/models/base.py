@@ -44,7 +44,10 @@ class Model(base.Classifier):
         flags = np.asarray(is_fraud)
         scale = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=np.float64)
         if flags.shape != (len(table),) or scale.shape != (len(table),):
-            msg = f"{len(table)} rows with labels of shape {flags.shape} and weights of shape {scale.shape}; expected one each"
+            msg = (
+                f"{len(table)} rows with labels of shape {flags.shape} and weights of shape "
+                f"{scale.shape}; expected one each"
+            )
             raise ValueError(msg)
         if not np.isin(flags, (0, 1)).all():
             msg = f"labels hold {flags[~np.isin(flags, (0, 1))][0]!r}; expected 0 or 1"
@@ -65,16 +68,16 @@ class Model(base.Classifier):
         """
         return self._contributions(self.checked_rows(rows))
 
-    def learn_one(self, x: Mapping[str, Any], y: Any, w: float = 1.0) -> None:  # noqa: ANN401 -- River's labels are of any type
+    def learn_one(self, x: Mapping[Any, Any], y: Any, w: float = 1.0) -> None:
         """Learn one example; features that ``x`` lacks are missing, further ones are ignored."""
         self.learn_many(self.row_of(x), np.array([int(bool(y))]), np.array([float(w)]))
 
-    def predict_proba_one(self, x: Mapping[str, Any], **kwargs: Any) -> dict[bool, float]:  # noqa: ANN401, ARG002 -- River's signature
+    def predict_proba_one(self, x: Mapping[Any, Any], **kwargs: Any) -> dict[Any, float]:
         """``{False: 1 - score, True: score}``."""
         score = float(self.score_many(self.row_of(x))[0])
         return {False: 1.0 - score, True: score}
 
-    def score_one(self, x: Mapping[str, Any]) -> float:
+    def score_one(self, x: Mapping[Any, Any]) -> float:
         """The score of one example, in [0, 1]."""
         return float(self.score_many(self.row_of(x))[0])
 
@@ -95,7 +98,7 @@ class Model(base.Classifier):
     def nbytes(self) -> int:
         """Bytes of learnt state held in memory; bounded for ever by the parameters."""
 
-    def row_of(self, x: Mapping[str, Any]) -> Floats:
+    def row_of(self, x: Mapping[Any, Any]) -> Floats:
         """The matrix row, shape (1, d), of a dictionary; None and absent become NaN."""
         values = (x.get(name) for name in self.features)
         return np.array([[math.nan if v is None else float(v) for v in values]], dtype=np.float64)
@@ -109,7 +112,10 @@ class Model(base.Classifier):
         bad = np.abs(table) > LARGEST
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            msg = f"rows[{row}].{self.features[column]} is {table[row, column]}; expected a number within +-1e100, or NaN for a missing one"
+            msg = (
+                f"rows[{row}].{self.features[column]} is {table[row, column]}; "
+                "expected a number within +-1e100, or NaN for a missing one"
+            )
             raise ValueError(msg)
         return table
 

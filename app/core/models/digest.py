@@ -2,7 +2,6 @@
 
 import enum
 import hashlib
-import random
 import struct
 import types
 from collections import defaultdict, deque
@@ -45,9 +44,9 @@ class _Walk:
     def _put(self, tag: str, data: bytes = b"") -> None:
         self._hash.update(tag.encode() + struct.pack(">I", len(data)) + data)
 
-    def _leaf(self, value: object) -> bool:
+    def _leaf(self, value: Any) -> bool:
         """Write a value without parts; False if it has any."""
-        if value is None or isinstance(value, (bool, int, str, bytes)) and type(value) in _PLAIN:
+        if value is None or (isinstance(value, (bool, int, str, bytes)) and type(value) in _PLAIN):
             self._put(type(value).__name__, repr(value).encode("utf8", "surrogatepass"))
         elif type(value) is float:
             self._put("float", struct.pack(">d", value))
@@ -66,7 +65,7 @@ class _Walk:
             return False
         return True
 
-    def _branch(self, value: object) -> None:
+    def _branch(self, value: Any) -> None:
         """Write a value with parts, or a reference to where it was met."""
         if id(value) in self._met:
             self._put("again", struct.pack(">I", self._met[id(value)][0]))
@@ -85,7 +84,7 @@ class _Walk:
         elif isinstance(value, (list, tuple, deque)):
             for item in value:
                 self.walk(item)
-        elif isinstance(value, random.Random):
+        elif _is_generator(value):
             self.walk(value.getstate())
         elif isinstance(value, types.MethodType):
             self.walk(value.__self__).walk(value.__func__)
@@ -101,12 +100,17 @@ def _told(value: dict[Any, Any]) -> list[tuple[Any, Any]]:
     return list(value.items())
 
 
+def _is_generator(value: Any) -> bool:
+    """Whether this is one of the standard library's generators: the core does not import them."""
+    return any(kind.__module__ == "random" for kind in type(value).__mro__)
+
+
 _PLAIN = (bool, int, str, bytes)
 
 
-def _state_of(value: object) -> Any:  # noqa: ANN401 -- whatever the class chose to store
+def _state_of(value: Any) -> Any:
     """What pickle would store beside the class; nothing for what has been walked already."""
-    if isinstance(value, (random.Random, types.MethodType)):
+    if _is_generator(value) or isinstance(value, types.MethodType):
         return None
     if type(value).__module__.startswith("river.proba"):
         # A distribution carries a generator for sampling, which neither learns nor scores.
@@ -119,8 +123,5 @@ def _state_of(value: object) -> Any:  # noqa: ANN401 -- whatever the class chose
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
         return reduced
-    # The reconstructing function and its arguments, the state, and items of list and dict kinds.
-    return [
-        list(part) if part is not None and not isinstance(part, (tuple, dict)) and i > 2 else part
-        for i, part in enumerate(reduced[1:], 1)
-    ]
+    # Arguments and state; then the items of a list and of a dictionary, which are iterators.
+    return *reduced[1:3], *(list(items) for items in reduced[3:5] if items is not None)

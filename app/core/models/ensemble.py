@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from app.core.models.base import Flags, Floats, Model
-from app.core.models.kernels import kernel, log_odds_of, sigmoid, sigmoids, to_log_odds
+from app.core.models.kernels import (
+    NO_DIFFERENCE,
+    kernel,
+    log_odds_of,
+    sigmoid,
+    sigmoids,
+    to_log_odds,
+)
 
 
 @kernel
@@ -36,7 +43,7 @@ def _mean_parts(parts: Floats, out: Floats) -> None:
                 total += parts[m, i, j]
             bias = sigmoid(parts[m, i, d1 - 1])
             score = sigmoid(parts[m, i, d1 - 1] + total)
-            slope = (score - bias) / total if abs(total) > 1e-9 else bias * (1.0 - bias)
+            slope = (score - bias) / total if abs(total) > NO_DIFFERENCE else bias * (1.0 - bias)
             for j in range(d1 - 1):
                 out[i, j] += slope * parts[m, i, j] / n_members
             out[i, d1 - 1] += bias / n_members
@@ -83,7 +90,7 @@ class _Ensemble(Model):
         """Bytes of learnt state of all members."""
         return sum(member.nbytes for member in self.members) + 8 * (len(self.members) + 1)
 
-    def _of_members(self, verb: str, *arguments: Any) -> Floats:  # noqa: ANN401 -- passed through
+    def _of_members(self, verb: str, *arguments: Any) -> Floats:
         """The members' answers, stacked along the first axis."""
         return np.stack([getattr(member, verb)(*arguments) for member in self.members])
 

@@ -5,7 +5,7 @@ State, T trees of at most M nodes over d features, a memory of B = frauds + legi
                               next to it), 1 where a missing value goes left
   value    (T, M, 3) float64  threshold; weight of legitimate and of fraud that came by
   used     (T,) int64         nodes of each tree; 0 before it has grown
-  memory   (B, d) float64     examples: two rings, frauds first
+  memory   (B, d) float32     examples: two rings, frauds first; thresholds are drawn from them
   label    (B,) int8, weight (B,) float64
   count    (6,) int64         examples learnt, frauds kept, legitimate kept, kept when the next
                               tree is due, trees grown so far, spare
@@ -27,6 +27,8 @@ KEEP, GROW = 1, 2
 FADE = 1.0 - 1e-5
 # No tree grows before so many frauds: it would only tell them from their neighbours.
 FRAUDS_TO_START = 10
+# What float32 can hold.
+LARGEST_KEPT = 3e38
 # A new tree is due after at least so many kept examples, however young the forest.
 KEPT_BETWEEN = 20
 
@@ -83,16 +85,22 @@ def score(
     n_grown = 0
     for i in range(rows.shape[0]):
         out[i] = 0.0
-    # Tree by tree, because a tree fits the cache and a forest does not.
+    # Tree by tree, because a tree fits the cache and a forest does not. The step is written out:
+    # a call with slices of the arrays takes six times as long.
     for t in range(len(used)):
         if used[t] == 0:
             continue
         n_grown += 1
+        question, number = node[t], value[t]
         for i in range(rows.shape[0]):
             at = 0
-            while node[t, at, 0] >= 0:
-                at = _step(rows[i], node[t], value[t], at)
-            out[i] += _smoothed(value[t, at], prior, smoothing)
+            while question[at, 0] >= 0:
+                x = rows[i, question[at, 0]]
+                left = question[at, 2] == 1 if x != x else x <= number[at, 0]
+                at = question[at, 1] if left else question[at, 1] + 1
+            out[i] += (number[at, 2] + smoothing * prior) / (
+                number[at, 1] + number[at, 2] + smoothing
+            )
     for i in range(rows.shape[0]):
         out[i] = out[i] / n_grown if n_grown > 0 else prior
 
@@ -146,7 +154,7 @@ def _impurity(legitimate: float, fraud: float) -> float:
 
 @kernel
 def _candidates(
-    memory: Floats,
+    memory: np.ndarray,
     feature: int,
     rows: np.ndarray,
     n_wanted: int,
@@ -177,7 +185,7 @@ def _candidates(
 
 @kernel
 def _best_threshold(
-    memory: Floats,
+    memory: np.ndarray,
     label: Flags,
     weight: Floats,
     rows: np.ndarray,
@@ -230,18 +238,42 @@ def _best_threshold(
 
 
 @kernel
+def _count(row: Floats, label: int, weight: float, node: np.ndarray, value: Floats) -> None:
+    """Count an example at every node of a tree that it passes."""
+    at = 0
+    value[at, 1 + label] += weight
+    while node[at, 0] >= 0:
+        x = row[node[at, 0]]
+        left = node[at, 2] == 1 if x != x else x <= value[at, 0]
+        at = node[at, 1] if left else node[at, 1] + 1
+        value[at, 1 + label] += weight
+
+
+@kernel
 def _bootstrapped(
+    label: Flags,
     weight: Floats,
     chosen: np.ndarray,
+    share: float,
     table: Floats,
     seed: np.uint64,
     into: Floats,
     order: np.ndarray,
 ) -> int:
-    """Fill ``into`` with Poisson(1) weights and ``order`` with the rows that have any."""
+    """Fill ``into`` with Poisson(1) weights and ``order`` with the rows that have any.
+
+    The rings need not reach equally far back, so the frauds' weights are scaled until frauds have
+    their ``share`` of the whole.
+    """
+    total = np.zeros(2)
+    for i in chosen:
+        total[label[i]] += weight[i]
+    scale = share / (1.0 - share) * total[0] / total[1]
     m = 0
     for i in chosen:
         into[i] = weight[i] * drawn(table, uniform(mixed(seed, np.uint64(0), np.uint64(i))))
+        if label[i] == 1:
+            into[i] *= scale
         if into[i] > 0.0:
             order[m] = i
             m += 1
@@ -250,10 +282,11 @@ def _bootstrapped(
 
 @kernel
 def grow(
-    memory: Floats,
+    memory: np.ndarray,
     label: Flags,
     weight: Floats,
     chosen: np.ndarray,
+    share: float,
     table: Floats,
     seed: np.uint64,
     n_asked: int,
@@ -277,7 +310,7 @@ def grow(
     cell = np.empty((n_thresholds + 2, 3))
     stack[0, 0], stack[0, 1], stack[0, 2], stack[0, 3] = (
         0,
-        _bootstrapped(weight, chosen, table, seed, own, order),
+        _bootstrapped(label, weight, chosen, share, table, seed, own, order),
         0,
         0,
     )
@@ -341,15 +374,10 @@ def grow(
 def _teach_leaves(
     row: Floats, label: int, weight: float, node: np.ndarray, value: Floats, used: np.ndarray
 ) -> None:
-    """Count an example at every node it passes: scores follow at once, questions at the next growth."""
+    """Count an example at every node it passes, so that scores follow at once."""
     for t in range(len(used)):
-        if used[t] == 0:
-            continue
-        at = 0
-        value[t, at, 1 + label] += weight
-        while node[t, at, 0] >= 0:
-            at = _step(row, node[t], value[t], at)
-            value[t, at, 1 + label] += weight
+        if used[t] > 0:
+            _count(row, label, weight, node[t], value[t])
 
 
 @kernel
@@ -383,7 +411,7 @@ def learn(
     node: np.ndarray,
     value: Floats,
     used: np.ndarray,
-    memory: Floats,
+    memory: np.ndarray,
     label: Flags,
     weight: Floats,
     count: np.ndarray,
@@ -413,7 +441,12 @@ def learn(
                 continue
             place = n_frauds + count[LEGITIMATE] % (memory.shape[0] - n_frauds)
             count[LEGITIMATE] += 1
-        memory[place] = rows[i]
+        for j in range(rows.shape[1]):
+            memory[place, j] = (
+                min(max(rows[i, j], -LARGEST_KEPT), LARGEST_KEPT)
+                if rows[i, j] == rows[i, j]
+                else np.nan
+            )
         label[place] = is_fraud[i]
         weight[place] = weights[i] / kept_share
         _teach_leaves(rows[i], is_fraud[i], weight[place], node, value, used)
@@ -431,6 +464,7 @@ def learn(
             label,
             weight,
             _present(count, n_frauds, memory.shape[0]),
+            fraud_share(share),
             table,
             tree_seed,
             n_asked,
@@ -441,5 +475,5 @@ def learn(
             value[t],
         )
         count[GROWN] += 1
-        # A young forest renews itself as fast as what it knows doubles, an old one at a steady rate.
+        # A young forest renews itself as fast as its memory doubles, an old one steadily.
         count[DUE] = kept + min(kept_per_tree, max(KEPT_BETWEEN, kept // len(used)))

@@ -24,8 +24,8 @@ class Hoeffding(Model):
     >>> model = Hoeffding(["amount", "hour"], seed=7, n_trees=5, grace_period=20)
     >>> for i in range(2000):
     ...     model.learn_one({"amount": i % 100, "hour": i % 24}, i % 100 > 90)
-    >>> model.score_one({"amount": 10, "hour": 3}) < 0.1 < model.score_one({"amount": 99, "hour": 3})
-    True
+    >>> [model.score_one({"amount": amount, "hour": 3}) > 0.1 for amount in (10, 99)]
+    [False, True]
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Hoeffding(Model):
         self.min_branch_fraction = float(min_branch_fraction)
         self.max_leaves = int(max_leaves)
         if self.n_trees < 1 or self.max_leaves < self.n_trees:
-            msg = f"n_trees is {n_trees}, max_leaves {max_leaves}; expected at least 1 and one leaf a tree"
+            msg = f"n_trees {n_trees}, max_leaves {max_leaves}: expected at least 1, a leaf a tree"
             raise ValueError(msg)
         d = len(self.features)
         k = d if self.subspace < 0 else min(d, self.subspace or max(1, round(math.sqrt(d))))
@@ -79,7 +79,18 @@ class Hoeffding(Model):
 
     def _nodes(self) -> dict[str, Any]:
         """The arrays by name, those of nodes first."""
-        names = "_feature _threshold _child _leaf _passed _counts _tried _watched _seen _missing".split()
+        names = [
+            "_feature",
+            "_threshold",
+            "_child",
+            "_leaf",
+            "_passed",
+            "_counts",
+            "_tried",
+            "_watched",
+            "_seen",
+            "_missing",
+        ]
         return {name: getattr(self, name) for name in names}
 
     def _enlarge(self) -> None:
@@ -122,7 +133,16 @@ class Hoeffding(Model):
                 self.seed,
                 self._table,
                 start,
-                *self._nodes().values(),
+                self._feature,
+                self._threshold,
+                self._child,
+                self._leaf,
+                self._passed,
+                self._counts,
+                self._tried,
+                self._watched,
+                self._seen,
+                self._missing,
                 self._used,
                 self.grace_period,
                 self.delta,

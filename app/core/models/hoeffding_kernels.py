@@ -1,13 +1,14 @@
 """Hoeffding trees in flat arrays, one region a tree: descend, observe, split, explain.
 
 Layout, T trees of at most L leaves and d features of which a leaf watches k:
-  feature, threshold, child, leaf   (T, 2 L)      node: the feature it asks (-1: a leaf), left child
-                                                  (the right one is next to it), row of its leaf
+  feature, threshold, child, leaf   (T, 2 L)      node: the feature it asks (-1: a leaf), left
+                                                  child (the right one is next), its leaf's row
   passed                            (T, 2 L, 2)   weight of legitimate and fraud that came by
-  counts, tried                     (T, L, 2)     a leaf's class weights; (T, L) weight at its last attempt
+  counts, tried                     (T, L, 2)     a leaf's class weights; (T, L) at its last attempt
   watched                           (T, L, k)     the features a leaf watches
-  seen                              (T, L, k, 2, 5)  per class: weight, mean, sum of squares, minimum, maximum
-  missing                           (T, L, k)     weight of examples in which the feature was missing
+  seen                              (T, L, k, 2, 5)  per class: weight, mean, sum of squares,
+                                                  minimum, maximum
+  missing                           (T, L, k)     weight of examples without the feature
   used                              (T, 2)        nodes and leaves in use
 Source: Domingos and Hulten 2000; node for node River's ``HoeffdingTreeClassifier`` with
 majority-class leaves, information gain and Gaussian observers.

@@ -14,6 +14,12 @@ import numpy as np
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Beyond these log-odds a probability is 0 or 1, as in River.
+CERTAIN = 30.0
+
+# Below this the slope of a secant is the derivative's.
+NO_DIFFERENCE = 1e-9
+
 # 2**-53: the spacing of the 53-bit uniforms made from a 64-bit hash.
 UNIT = 1.0 / 9007199254740992.0
 
@@ -34,9 +40,9 @@ def sigmoid(margin: float) -> float:
     >>> sigmoid(0.0), sigmoid(31.0)
     (0.5, 1.0)
     """
-    if margin < -30.0:
+    if margin < -CERTAIN:
         return 0.0
-    if margin > 30.0:
+    if margin > CERTAIN:
         return 1.0
     return 1.0 / (1.0 + math.exp(-margin))
 
@@ -110,7 +116,7 @@ def to_log_odds(parts: np.ndarray) -> None:
     bias = parts[d]
     low, high = log_odds(bias), log_odds(bias + total)
     held = min(max(bias, 1e-12), 1.0 - 1e-12)
-    slope = (high - low) / total if abs(total) > 1e-9 else 1.0 / (held * (1.0 - held))
+    slope = (high - low) / total if abs(total) > NO_DIFFERENCE else 1.0 / (held * (1.0 - held))
     for j in range(d):
         parts[j] *= slope
     parts[d] = high

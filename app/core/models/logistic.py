@@ -9,6 +9,9 @@ import numpy as np
 from app.core.models.base import Flags, Floats, Model, checked_features
 from app.core.models.kernels import kernel, sigmoids
 
+# Where River replaces the logistic by its tail.
+SATURATED = 18.0
+
 
 @kernel
 def _margins(
@@ -45,9 +48,9 @@ def _slope(margin: float, is_fraud: int) -> float:
     """Derivative of the log loss by the margin, with River's cut-offs at +-18."""
     sign = 1.0 if is_fraud > 0 else -1.0
     agreement = margin * sign
-    if agreement > 18.0:
+    if agreement > SATURATED:
         return math.exp(-agreement) * -sign
-    if agreement < -18.0:
+    if agreement < -SATURATED:
         return -sign
     return -sign / (math.exp(agreement) + 1.0)
 

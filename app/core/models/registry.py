@@ -13,7 +13,7 @@ from app.core.models.river_models import RiverModel, pipeline
 MODELS = ("logistic", "forest", "hoeffding", "average", "stack")
 
 
-def make_model(name: str, features: Sequence[str], seed: int = 0, **params: Any) -> Model:  # noqa: ANN401 -- a model's own parameters
+def make_model(name: str, features: Sequence[str], seed: int = 0, **params: Any) -> Model:
     """The model called ``name`` over ``features``; random choices follow from ``seed`` alone.
 
     Names: ``logistic``, ``forest``, ``hoeffding``, ``average`` and ``stack`` (of forest and
@@ -24,12 +24,13 @@ def make_model(name: str, features: Sequence[str], seed: int = 0, **params: Any)
 
     >>> make_model("logistic", ["amount"], lr=0.005).lr
     0.005
-    >>> alma = make_model("river.preprocessing.StandardScaler | river.linear_model.ALMAClassifier", ["amount"], C=1.5)
+    >>> name = "river.preprocessing.StandardScaler | river.linear_model.ALMAClassifier"
+    >>> alma = make_model(name, ["amount"], C=1.5)
     >>> alma.score_one({"amount": 3.0})
     0.5
     >>> make_model("oracle", ["amount"])
     Traceback (most recent call last):
-    ValueError: unknown model 'oracle'; known: logistic, forest, hoeffding, average, stack, and dotted paths of River such as 'river.linear_model.ALMAClassifier', piped with '|'
+    ValueError: unknown model 'oracle'; known: logistic, forest, hoeffding, average, stack, and ...
     """
     if name.startswith("river."):
         return RiverModel(
@@ -37,8 +38,8 @@ def make_model(name: str, features: Sequence[str], seed: int = 0, **params: Any)
         )
     if name not in MODELS:
         msg = (
-            f"unknown model {name!r}; known: {', '.join(MODELS)}, and dotted paths of River such as "
-            "'river.linear_model.ALMAClassifier', piped with '|'"
+            f"unknown model {name!r}; known: {', '.join(MODELS)}, and dotted paths of River "
+            "such as 'river.linear_model.ALMAClassifier', piped with '|'"
         )
         raise ValueError(msg)
     try:

@@ -1,0 +1,264 @@
+"""One online pass over transactions with the Handbook's columns: every one scored, once.
+
+Through the backtest, or published through Apache Kafka and a worker. There the labels that are
+due are published and their outcomes awaited before the next transactions are, in the same
+steps as in the backtest; so both give the same scores, but for what arrived in another order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import orjson
+import typer
+from aiokafka import TopicPartition
+from common import data_file, err, kafka, machine, progress, worker
+
+from app.backtest import Backtest, due_after, due_whole_days
+from app.config import Settings, load
+from app.files import Columns, read_columns, write_rows
+from app.records import LabelOutcome, Score, Send
+from app.topics import Topics
+from app.transport import Reader, Sender
+
+#: The shared file begins with a month in which frauds only begin to be simulated; the four test
+#: weeks end on 2018-09-04.
+PERIOD_MS = (1_525_132_800_000, 1_536_105_600_000)  # 2018-05-01, 2018-09-05
+PREFIX = "handbook."
+
+
+class Through(StrEnum):
+    """What carries the transactions."""
+
+    BACKTEST = "backtest"
+    KAFKA = "kafka"
+
+
+#: What the card profile's fields are called in the Handbook's columns.
+NAMES = {'"card_id"': '"CUSTOMER_ID"', '"terminal_id"': '"TERMINAL_ID"', '"amount"': '"TX_AMOUNT"'}
+
+
+def configuration(features: str) -> Path:
+    """A configuration file: the book's features, or the default profile under the book's names."""
+    text = 'profile = "handbook"\n'
+    if features == "all":
+        card = resources.files("app.profiles").joinpath("card.toml").read_text()
+        for ours, theirs in NAMES.items():
+            card = card.replace(ours, theirs)
+        text += card.replace(
+            "[transaction]", '[transaction]\nid = "TRANSACTION_ID"\ntime = "TX_DATETIME"'
+        )
+    path = Path(tempfile.mkdtemp(prefix="weir-handbook-")) / "weir.toml"
+    path.write_text(text)
+    return path
+
+
+def period(columns: Columns, start_ms: int, stop_ms: int) -> Columns:
+    """The transactions of a period."""
+    at = slice(*np.searchsorted(columns.times_ms, [start_ms, stop_ms]))
+    return Columns(
+        columns.ids[at],
+        columns.times_ms[at],
+        columns.amounts[at],
+        [k[at] for k in columns.keys],
+        {name: v[at] for name, v in columns.numbers.items()},
+        {name: v[at] for name, v in columns.categories.items()},
+        columns.labels[at],
+    )
+
+
+class Publisher:
+    """Publishes what a backtest would fold, step by step, and collects the scores."""
+
+    def __init__(self, settings: Settings, columns: Columns) -> None:
+        self.settings, self.columns, self.topics = settings, columns, Topics.of(settings)
+        self.sender, self.consumer = Sender(settings), Reader(settings).client()
+        self.scores = np.full(len(columns), np.nan)
+        self.at = {identity: i for i, identity in enumerate(columns.ids)}
+        self.n_outcomes = self.n_scores = 0
+        self.outcomes: dict[str, int] = {}
+
+    async def run(self, due_ms: np.ndarray[Any, Any], advance: Any) -> None:
+        """Publish everything; return when every transaction was scored and every label learnt."""
+        await self.sender.start()
+        await self.consumer.start()
+        self.consumer.assign(
+            [
+                TopicPartition(topic.name, p)
+                for topic in (self.topics.scores, self.topics.outcomes)
+                for p in range(topic.partitions)
+            ]
+        )
+        await self.consumer.seek_to_beginning()
+        order = np.argsort(due_ms, kind="stable")
+        steps = Backtest(self.settings).steps(self.columns, due_ms[order], order)
+        n_labels = 0
+        try:
+            for labels, (start, stop) in steps:
+                n_labels += len(labels)
+                await self.sender.deliver(self._label(int(i), int(due_ms[i])) for i in labels)
+                await self._until(lambda: self.n_outcomes >= n_labels)  # noqa: B023
+                await self.sender.deliver(self._transaction(i) for i in range(start, stop))
+                await self._until(lambda: self.n_scores >= stop)  # noqa: B023
+                advance(stop - start)
+        finally:
+            await self.sender.stop()
+            await self.consumer.stop()
+
+    def _transaction(self, i: int) -> Send:
+        key = self.columns.keys[0][i].encode()
+        of, columns = self.settings.transaction, self.columns
+        value = {of.id: columns.ids[i], of.time: int(columns.times_ms[i])}
+        value |= {name: k[i] for name, k in zip(of.entities, columns.keys, strict=True)}
+        value |= {name: float(v[i]) for name, v in columns.numbers.items()}
+        return Send(self.topics.transactions.name, 0, key, orjson.dumps(value))
+
+    def _label(self, i: int, due_ms: int) -> Send:
+        of, identity = self.settings.label, self.columns.ids[i]
+        value = {
+            of.transaction_id: identity,
+            of.value: int(self.columns.labels[i]),
+            of.time: due_ms,
+        }
+        return Send(self.topics.labels.name, 0, identity.encode(), orjson.dumps(value))
+
+    async def _until(self, is_reached: Any, deadline_s: float = 120) -> None:
+        until = time.monotonic() + deadline_s
+        while not is_reached():
+            if time.monotonic() > until:
+                err.print(f"[red]no answer[/] for {deadline_s:g} s; see the worker's log")
+                sys.exit(1)
+            for tp, records in (await self.consumer.getmany(timeout_ms=1_000)).items():
+                for record in records:
+                    self._take(tp.topic, record.value)
+
+    def _take(self, topic: str, value: bytes) -> None:
+        if topic == self.topics.scores.name:
+            told = _score(value)
+            at = self.at[told.transaction_id]
+            if np.isnan(self.scores[at]):  # the first score of an id is the canonical one
+                self.scores[at] = told.score
+                self.n_scores += 1
+        else:
+            outcome = _outcome(value).outcome
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+            self.n_outcomes += 1
+
+
+_score = msgspec.json.Decoder(Score).decode
+_outcome = msgspec.json.Decoder(LabelOutcome).decode
+
+
+def through_backtest(settings: Settings, columns: Columns, due_ms: Any) -> dict[str, Any]:
+    """Scores of a backtest, and what it learnt."""
+    with progress() as bar:
+        shown = bar.add_task("backtest", total=len(columns), note="")
+        found = Backtest(settings).run(columns, due_ms, lambda n: bar.advance(shown, n))
+    ap = found.learner.evaluation.average_precision
+    return {"scores": found.scores, "learned": found.learner.n_learned, "prequential_ap": ap}
+
+
+def through_kafka(
+    settings: Settings, columns: Columns, due_ms: Any, environment: dict[str, str], config: Path
+) -> dict[str, Any]:
+    """Scores that came back from a worker, and what became of the labels."""
+    with worker(environment, "-c", str(config)), progress() as bar:
+        shown = bar.add_task("kafka", total=len(columns), note="")
+
+        async def publish() -> Publisher:
+            publisher = Publisher(settings, columns)
+            await publisher.run(due_ms, lambda n: bar.advance(shown, n))
+            return publisher
+
+        publisher = asyncio.run(publish())
+    return {"scores": publisher.scores, "outcomes": publisher.outcomes}
+
+
+def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
+    through: Annotated[Through, typer.Option(help="What carries the transactions.")] = (
+        Through.BACKTEST
+    ),
+    model: Annotated[str | None, typer.Option(help="Model; default: weir's own default.")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="handbook (the book's 15) or all; default: all, handbook for logistic."),
+    ] = None,
+    scores: Annotated[Path | None, typer.Option(help="Parquet: transaction_id, score.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Parquet with the Handbook's columns, used whole.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="When labels are known: 7d (to the second) or D+8 (whole days); default: D+8, "
+            "and 7d for the book's features, which are defined so."
+        ),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Score transactions with the Handbook's columns, online, in one pass."""
+    chosen = features or ("handbook" if model == "logistic" else "all")
+    environment = {"WEIR_TOPICS__PREFIX": PREFIX, "WEIR_TOPICS__PARTITIONS": "1"}
+    if model:
+        environment["WEIR_MODEL__NAME"] = model
+    os.environ.update(environment)
+    config = configuration(chosen)
+    settings = load(config)
+    columns = read_columns(data or data_file("handbook_transactions.parquet"), settings)
+    if data is None:
+        columns = period(columns, *PERIOD_MS)
+    known = labels or ("7d" if chosen == "handbook" else "D+8")
+    due_ms = (
+        due_whole_days(columns.times_ms, 8)
+        if known == "D+8"
+        else due_after(columns.times_ms, 7 * 86_400_000)
+    )
+    began = time.monotonic()
+    told: dict[str, Any] = {}
+    found = through_backtest(settings, columns, due_ms)
+    told["backtest_seconds"] = round(time.monotonic() - began, 1)
+    if through is Through.KAFKA:
+        with kafka("handbook") as bootstrap:
+            environment |= {"WEIR_KAFKA__BOOTSTRAP": bootstrap, "WEIR_WORKER__LOG_LEVEL": "warning"}
+            os.environ.update(environment)
+            began = time.monotonic()
+            back = through_kafka(load(config), columns, due_ms, environment, config)
+            told["kafka_seconds"] = round(time.monotonic() - began, 1)
+        differ = back["scores"] != found["scores"]
+        told["scores_that_differ"] = int(differ.sum())
+        told["largest_difference"] = float(np.abs(back["scores"] - found["scores"]).max())
+        found |= back
+    if scores:
+        ids = [int(i) for i in columns.ids]
+        write_rows(scores, {"transaction_id": ids, "score": found["scores"]})
+    told |= {
+        "transactions": len(columns),
+        "model": settings.model.name,
+        "features": chosen,
+        "labels": known,
+        **{name: value for name, value in found.items() if name != "scores"},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **machine(),
+    }
+    sys.stdout.write((json.dumps(told) if as_json else _lines(told)) + "\n")
+
+
+def _lines(told: dict[str, Any]) -> str:
+    return "\n".join(f"{name:20} {value}" for name, value in told.items())
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,130 @@
+"""Which scores a person sees, and the reasons they are given."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.models import make_model
+from app.core.policy import Policy, reasons
+from app.core.scoremap import ScoreMap, bins_of
+from app.core.scoring import Batch, Champion, decide
+from app.records import ModelVersion
+
+NAMES = ("amount", "night", "count")
+
+
+def alerts_of(policy, scores, amounts=None, cards=None, line=None):
+    """Which transactions t0, t1... a policy alerts."""
+    n = len(scores)
+    verdicts = policy.assess(
+        np.array(scores, np.float64),
+        np.ones(n) if amounts is None else np.array(amounts, np.float64),
+        {"card": cards or ["c"] * n},
+        [f"t{i}" for i in range(n)],
+        line,
+    )
+    return verdicts.alerts
+
+
+#: policy | scores | amounts | line | alerts
+POLICIES = [
+    (Policy(kind="cost", review_cost=5.0), [0.1, 0.1, 0.0], [20, 80, 1e9], None, [0, 1, 0]),
+    (Policy(kind="cost", review_cost=5.0, recovery=0.5), [0.1, 0.1], [80, 120], None, [0, 1]),
+    (Policy(kind="budget", threshold=0.5), [0.4, 0.6], [1, 1], None, [0, 1]),
+    (Policy(kind="budget", threshold=0.5), [0.4, 0.6], [1, 1], 0.3, [1, 1]),
+    (Policy(threshold=0.5), [0.4, 0.6], [1, 1], 0.3, [0, 1]),
+]
+
+
+@pytest.mark.parametrize(("policy", "scores", "amounts", "line", "expected"), POLICIES)
+def test_policy_fires_where_it_says(policy, scores, amounts, line, expected):
+    """A threshold, an expected loss or a budget's line; before there is one, the threshold."""
+    assert expected == alerts_of(policy, scores, amounts, line=line).astype(int).tolist()
+
+
+def test_lists_overrule_the_score_and_block_goes_first():
+    """Blocked always, allowed never, whatever the score."""
+    listed = {"card": frozenset({"a", "b"})}
+    policy = Policy(threshold=0.5, allow=listed, block={"card": frozenset({"b"})})
+    assert [False, True, True] == alerts_of(policy, [0.9, 0.1, 0.9], cards=["a", "b", "c"]).tolist()
+
+
+def test_explored_share_is_as_declared_and_its_propensity_logged():
+    """What chance shows to a person can be weighted; the same transaction is always drawn."""
+    policy, n = Policy(threshold=0.5, explore=0.05), 20_000
+    args = (np.full(n, 0.1), np.ones(n), {}, [f"t{i}" for i in range(n)])
+    verdicts = policy.assess(*args)
+    assert 0.045 < verdicts.alerts.mean() < 0.055
+    assert {0.05} == set(verdicts.propensity.tolist())
+    np.testing.assert_array_equal(verdicts.alerts, policy.assess(*args).alerts)
+
+
+def test_budget_is_kept_while_the_scores_move():
+    """Alerts a day stay near the budget when a model's scores shift by two in log-odds."""
+    rng, scores = np.random.default_rng(5), ScoreMap()
+    spent = []
+    for hour in range(24 * 20):
+        odds = rng.normal(-5.0 + 2.0 * (hour > 24 * 10), 1.5, 1_000)
+        given = 1.0 / (1.0 + np.exp(-odds))
+        line = scores.line(100.0)
+        spent.append(0 if line is None else int((given >= line).sum()))
+        scores.update(bins_of(given), hour * 3_600_000)
+    days = np.array(spent).reshape(20, 24).sum(axis=1)
+    assert 80 < days[4:10].mean() < 120, "steady"
+    assert 80 < days[17:].mean() < 120, "a week after the shift"
+
+
+@given(st.lists(st.floats(0, 1), max_size=50), st.floats(0, 1))
+def test_alerts_are_the_scores_at_or_above_the_threshold(scores, threshold):
+    """No more and no fewer."""
+    assert [score >= threshold for score in scores] == alerts_of(
+        Policy(threshold=threshold), scores
+    ).tolist()
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3),
+    st.lists(st.floats(-10, 10), min_size=4, max_size=4),
+    st.integers(0, 5),
+)
+def test_reasons_are_the_largest_positive_contributions(row, shares, most):
+    """In order, none that lowers the score, never the bias, no more than asked for."""
+    told = reasons(NAMES, np.array(row), np.array(shares), most)
+    positive = sorted((s for s in shares[:-1] if s > 0.0), reverse=True)
+    assert positive[:most] == [reason.contribution for reason in told]
+    for reason in told:
+        assert row[NAMES.index(reason.feature)] == reason.value
+        assert reason.feature in reason.text
+
+
+def test_missing_value_is_named_as_missing():
+    """NaN has no place in JSON, nor in a sentence."""
+    (reason,) = reasons(NAMES, np.array([np.nan, 0, 0]), np.array([1.0, 0, 0, 9]), 5)
+    assert (None, "amount = missing raises suspicion") == (reason.value, reason.text)
+
+
+def test_reasons_are_told_of_alerts_alone():
+    """Explaining costs more than scoring: only what a person sees is explained."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(400, 3))
+    model = make_model("logistic", NAMES, seed=1)
+    model.learn_many(rows, (rows[:, 0] > 0.5).astype(np.int8))
+    champion = Champion(model, ModelVersion("m", 1, "x"))
+    none, zeros = np.zeros(400), np.zeros(400, np.int64)
+    ids = [f"t{i}" for i in range(400)]
+    batch = Batch(ids, zeros, none, [], rows, zeros, zeros, zeros, [None] * 400)
+    decided = decide(batch, (), champion, Policy(threshold=0.5), NAMES, 2)
+    assert np.flatnonzero(decided.alerts).tolist() == sorted(decided.reasons)
+    assert 0 < decided.alerts.sum() < 400
+    assert {"amount"} == {told[0].feature for told in decided.reasons.values() if told}
+    assert max(len(told) for told in decided.reasons.values()) <= 2
+
+
+@pytest.mark.parametrize(("position", "expected"), [(4, False), (5, True), (6, True)])
+def test_older_model_is_not_adopted(position, expected):
+    """A snapshot that comes late does not turn the champion back."""
+    model = make_model("logistic", NAMES, seed=1)
+    champion = Champion(model, ModelVersion("m", 5, "x"))
+    assert expected == champion.adopt(model, ModelVersion("m", position, "y"))
+    assert ("y" if expected else "x") == champion.version.digest

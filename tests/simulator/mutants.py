@@ -1,0 +1,302 @@
+"""Mutants: the design with one guard taken away. The simulator must notice each.
+
+A mutant is a context manager that patches the program while a history is played; the laws are
+judged afterwards, with the program as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from app import stages, transport
+from app.core import learner as learners
+from app.core.entity import EntityStore
+from app.core.learner import Learner
+from app.core.pending import Join, Waited
+from app.join import JoinTask
+from app.learning import LearnTask
+from app.stages import EntityStage, EntityTask
+from app.tasks import Effects, Range
+from app.transport import Flow, Lease
+from tests.simulator.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from app.records import Partition, Record
+    from app.testing import Process
+
+Mutant = "Callable[[], AbstractContextManager[None]]"
+
+
+def _around(owner: Any, name: str, mutated: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Put ``mutated(real, *args)`` in the place of ``owner.name``."""
+    real = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return mutated(real, *args, **kwargs)
+
+    return patch.object(owner, name, patched)
+
+
+# Law 4: a record applied once is not applied again.
+
+
+def offset_guard_off() -> AbstractContextManager[Any]:
+    """Entities forget which source offsets they have applied."""
+
+    def mutated(real: Any, batch: Any, entity: int, store: EntityStore, columns: Any) -> Any:
+        store._guards[:] = -1
+        return real(batch, entity, store, columns)
+
+    return _around(stages, "fold_entity", mutated)
+
+
+def guard_of_the_whole_batch() -> AbstractContextManager[Any]:
+    """Each row of a batch claims that all of the batch was applied."""
+    return _around(EntityStore, "_read", lambda real, store, key, slot, guard=None: real(store, key, slot))
+
+
+def learner_forgets_ids() -> AbstractContextManager[Any]:
+    """The learner does not remember which transactions taught it."""
+
+    def mutated(real: Any, learner: Learner, example: Any, effects: Any) -> Any:
+        learner.learnt.clear()
+        return real(learner, example, effects)
+
+    return _around(Learner, "_teaches", mutated)
+
+
+def summaries_count_again() -> AbstractContextManager[Any]:
+    """The monitor takes a summary that is delivered again for a new one."""
+
+    def mutated(real: Any, learner: Learner, summary: Any, effects: Any) -> Any:
+        learner.summarised.clear()
+        return real(learner, summary, effects)
+
+    return _around(Learner, "_watch", mutated)
+
+
+# Law 3: outputs, state, offsets, in this order.
+
+
+@contextmanager
+def commit_before_delivery() -> Iterator[None]:
+    """Offsets are committed as soon as the records were fetched."""
+
+    def take(
+        real: Any,
+        world: World,
+        process: Process,
+        fetched: Mapping[Partition, list[Record]],
+        *,
+        is_last: bool = False,
+    ) -> None:
+        flow = process.flow
+        flow.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
+        world.commit(process)
+        real(world, process, fetched, is_last=is_last)
+
+    with _around(World, "take", take):
+        yield
+
+
+def state_before_outputs() -> AbstractContextManager[Any]:
+    """The changelog says that a record was applied before its outputs are there."""
+
+    async def run(flow: Flow, fetched: Any, *, is_last: bool) -> None:
+        effects, now = Effects(), flow.now_ms()
+        for at, records in fetched.items():
+            flow.tasks[at].apply(at, records, now, effects)
+        for task in dict.fromkeys(flow.tasks.values()):
+            task.tick(now, effects, is_last=is_last)
+        for sends in (effects.state, effects.first, effects.outputs):
+            if sends:
+                flow.lease.check()
+                await flow.sender.deliver(sends)
+        flow.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
+
+    return patch.object(Flow, "run", run)
+
+
+def alerts_beside_scores() -> AbstractContextManager[Any]:
+    """Alerts and scores are delivered together, in any order."""
+
+    async def run(flow: Flow, fetched: Any, *, is_last: bool) -> None:
+        effects, now = Effects(), flow.now_ms()
+        effects.first = effects.outputs
+        for at, records in fetched.items():
+            flow.tasks[at].apply(at, records, now, effects)
+        for task in dict.fromkeys(flow.tasks.values()):
+            task.tick(now, effects, is_last=is_last)
+        for sends in (effects.outputs, effects.state):
+            if sends:
+                flow.lease.check()
+                await flow.sender.deliver(sends)
+        flow.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
+
+    return patch.object(Flow, "run", run)
+
+
+# Law 5: nothing is scored on half-restored state; the highest applied offset wins.
+
+
+def state_not_restored() -> AbstractContextManager[Any]:
+    """Entity stages start empty."""
+    return _around(EntityTask, "ranges", lambda real, task, committed: real(task, committed)[1:])
+
+
+def scored_before_restored() -> AbstractContextManager[Any]:
+    """Records flow before the last piece of the changelog was read."""
+
+    def mutated(real: Any, world: World, records: list[Record]) -> Any:
+        return list(real(world, records))[:-1]
+
+    return _around(World, "chunks", mutated)
+
+
+def last_write_wins() -> AbstractContextManager[Any]:
+    """Of several rows of one slot the one that stands last is restored, whoever wrote it."""
+
+    def mutated(real: Any, store: EntityStore, rows: Any) -> None:
+        for (key, slot), value in rows:
+            row = store.rows.get(key)
+            if row is not None and value is not None:
+                store._guards[row] = -1
+                store._counts[row] = min(store._counts[row], value.sequence)
+                block = store._table[row, slot // 16]
+                if block >= 0:
+                    store._sequences[block, slot % 16] = -1
+            real(store, [((key, slot), value)])
+
+    return _around(EntityStore, "restore", mutated)
+
+
+def evicted_rows_stay() -> AbstractContextManager[Any]:
+    """The changelog is not told which entities were let go."""
+
+    def mutated(real: Any, store: EntityStore) -> Any:
+        return [(slot, value) for slot, value in real(store) if value is not None]
+
+    return _around(EntityStore, "changes", mutated)
+
+
+def join_starts_at_the_commit() -> AbstractContextManager[Any]:
+    """The join reads nothing again that it has committed."""
+    return patch.object(JoinTask, "ranges", lambda task, committed: [])
+
+
+def learner_starts_at_the_commit() -> AbstractContextManager[Any]:
+    """A snapshot has no position; the learner goes on at the group's offset."""
+
+    def mutated(real: Any, task: LearnTask) -> dict[Partition, int]:
+        real(task)
+        return {}
+
+    return _around(LearnTask, "start", mutated)
+
+
+def waiting_labels_not_noted() -> AbstractContextManager[Any]:
+    """After a restart the join guesses which labels still wait."""
+    return patch.object(Waited, "of", lambda note: None)
+
+
+def feedback_does_not_wait() -> AbstractContextManager[Any]:
+    """A confirmed label that is ahead of its transaction is dropped."""
+    return patch.object(EntityStore, "_has_passed", lambda store, key, upstream, offset: True)
+
+
+def feedback_not_read_again() -> AbstractContextManager[Any]:
+    """A confirmed label that waits in memory is lost with it."""
+    return patch.object(EntityTask, "note", lambda task, partition, offset: "")
+
+
+# Laws 1, 2, 6, 7.
+
+
+def newest_score_counts() -> AbstractContextManager[Any]:
+    """A score that is repeated takes the place of the first."""
+
+    def mutated(real: Any, join: Join, score: Any, at: Any, effects: Any) -> None:
+        if score.transaction_id in join._known:
+            join._known[score.transaction_id].score = score
+        real(join, score, at, effects)
+
+    return _around(Join, "on_score", mutated)
+
+
+def verdicts_count_again() -> AbstractContextManager[Any]:
+    """A label that was decided is decided again when it is read again."""
+
+    def mutated(real: Any, learner: Learner, records: Any) -> Any:
+        effects = learners.LearnerEffects()
+        for record in records:
+            learner.decided.clear()
+            told = real(learner, [record])
+            effects.outcomes += told.outcomes
+            effects.drifts += told.drifts
+        return effects
+
+    return _around(Learner, "apply", mutated)
+
+
+def lease_off() -> AbstractContextManager[Any]:
+    """A worker that slept through its session goes on writing."""
+    return patch.object(Lease, "check", lambda lease: None)
+
+
+def duplicates_are_scored() -> AbstractContextManager[Any]:
+    """An id that was used before is taken for a new transaction."""
+
+    def mutated(real: Any, store: EntityStore, keys: Any, *, ids: Any, offsets: Any, **rest: Any) -> Any:
+        fresh = [f"{name}@{offset}" for name, offset in zip(ids, offsets, strict=True)]
+        return real(store, keys, ids=fresh, offsets=offsets, **rest)
+
+    return _around(EntityStore, "apply", mutated)
+
+
+def bad_input_vanishes() -> AbstractContextManager[Any]:
+    """What cannot be read is dropped in silence."""
+
+    def mutated(real: Any, task: EntityTask, records: Any, now_ms: int, effects: Effects) -> None:
+        real(task, records, now_ms, effects)
+        letters = task.stage.topics_by_role.dead_letters.name
+        effects.outputs[:] = [send for send in effects.outputs if send.topic != letters]
+
+    return _around(EntityTask, "_on_transactions", mutated)
+
+
+def evictions_and_all() -> AbstractContextManager[Any]:
+    """Nothing is mutated: for trying a seed under the same roof."""
+    return ExitStack()
+
+
+MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    made.__name__: made
+    for made in (
+        offset_guard_off,
+        guard_of_the_whole_batch,
+        learner_forgets_ids,
+        summaries_count_again,
+        commit_before_delivery,
+        state_before_outputs,
+        alerts_beside_scores,
+        state_not_restored,
+        scored_before_restored,
+        last_write_wins,
+        evicted_rows_stay,
+        join_starts_at_the_commit,
+        learner_starts_at_the_commit,
+        waiting_labels_not_noted,
+        feedback_does_not_wait,
+        feedback_not_read_again,
+        newest_score_counts,
+        verdicts_count_again,
+        lease_off,
+        duplicates_are_scored,
+        bad_input_vanishes,
+    )
+}

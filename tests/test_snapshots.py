@@ -1,0 +1,230 @@
+"""No snapshot is opened before its signature holds, and then only what is on the list."""
+
+import hashlib
+import hmac
+import os
+import pickle
+import random
+import subprocess
+import zipfile
+import zlib
+from collections import OrderedDict, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.config import load
+from app.core.features import FeaturePlan
+from app.core.models import make_model
+from app.errors import Refused
+from app.learning import new_learner, newest, open_snapshot
+from app.records import Record
+from app.snapshots import seal, unseal
+
+KEY = b"a key of this installation"
+STREAM = load(profile="stream")
+PLAN = FeaturePlan.of(STREAM.features, STREAM.transaction.entities)
+SECRET = STREAM.learner.key.get_secret_value().encode()
+
+
+class Runs:
+    """A pickle that calls a function when it is loaded."""
+
+    def __init__(self, call: Any, *args: Any) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> Any:
+        return self.call, self.args
+
+
+def signed(body: bytes, key: bytes = KEY) -> bytes:
+    """What ``seal`` makes of a pickle, here of any bytes."""
+    return b"WEIR1" + hmac.digest(key, body, hashlib.sha256) + body
+
+
+def packed(pickled: bytes) -> bytes:
+    return signed(zlib.compress(pickled, 1))
+
+
+STATES: list[Any] = [
+    {"n": 1, "x": [1.5, None, True, "t", b"b"]},
+    (np.arange(5), np.float64(0.1), np.zeros((2, 3), np.int8), np.random.default_rng(1)),
+    (deque([1, 2], maxlen=3), OrderedDict(a=1), random.Random(3), frozenset({1})),
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=["plain", "numpy", "library"])
+def test_snapshot_opens_as_it_was_sealed(state):
+    """Byte for byte the same state."""
+    assert pickle.dumps(state) == pickle.dumps(unseal(seal(state, KEY), [KEY]))
+
+
+MODELS = [
+    ("logistic", {}),
+    ("forest", {"n_trees": 2}),
+    ("average", {}),
+    ("stack", {}),
+    ("river.preprocessing.StandardScaler | river.linear_model.LogisticRegression", {}),
+    ("river.tree.HoeffdingTreeClassifier", {}),
+    ("river.naive_bayes.GaussianNB", {}),
+    ("river.forest.ARFClassifier", {"n_models": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), MODELS, ids=[name for name, _ in MODELS])
+def test_every_model_opens_and_goes_on_identically(name, params):
+    """The list lets pass all that our models and River's are made of."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(300, 2))
+    is_fraud = (rows[:, 0] > 0).astype(np.int8)
+    model = make_model(name, ["a", "b"], seed=1, **params)
+    model.learn_many(rows[:200], is_fraud[:200])
+    copy = unseal(seal(model, KEY), [KEY])
+    for one in (model, copy):
+        one.learn_many(rows[200:], is_fraud[200:])
+    assert model.score_many(rows).tobytes() == copy.score_many(rows).tobytes()
+
+
+def test_torn_snapshot_is_refused_wherever_it_was_cut():
+    """Every byte of the head, and bytes sampled from the rest."""
+    snapshot = seal({"x": list(range(2_000))}, KEY)
+    rng = random.Random(1)
+    cuts = [*range(60), *rng.sample(range(60, len(snapshot)), 200), len(snapshot) - 1]
+    for cut in cuts:
+        with pytest.raises(Refused, match="torn or foreign"):
+            unseal(snapshot[:cut], [KEY])
+
+
+def test_changed_snapshot_is_refused_whichever_byte_changed():
+    """One bit is enough; so is a byte too many."""
+    snapshot = seal({"x": list(range(2_000))}, KEY)
+    rng = random.Random(2)
+    for at in [*range(60), *rng.sample(range(60, len(snapshot)), 200)]:
+        changed = bytearray(snapshot)
+        changed[at] ^= 1 << rng.randrange(8)
+        with pytest.raises(Refused, match="torn or foreign"):
+            unseal(bytes(changed), [KEY])
+    with pytest.raises(Refused, match="torn or foreign"):
+        unseal(snapshot + b"\0", [KEY])
+
+
+def test_snapshot_of_another_installation_is_refused():
+    """One of several keys is enough: a key can be changed without losing the model."""
+    snapshot = seal(1, b"theirs")
+    with pytest.raises(Refused, match=r"learner\.key"):
+        unseal(snapshot, [KEY])
+    with pytest.raises(Refused, match=r"learner\.key"):
+        unseal(snapshot, [])
+    assert 1 == unseal(snapshot, [KEY, b"theirs"])
+
+
+def test_pickle_of_a_stranger_is_not_loaded(tmp_path):
+    """Without our signature no opcode of it runs."""
+    evil = pickle.dumps(Runs(os.system, f"touch {tmp_path}/ran"))
+    for snapshot in (evil, b"WEIR1" + evil, signed(zlib.compress(evil), b"stranger")):
+        with pytest.raises(Refused):
+            unseal(snapshot, [KEY])
+    assert [] == list(tmp_path.iterdir())
+
+
+def global_of(module: str, name: str) -> bytes:
+    """A pickle that asks for a name of a module, dots and all, and calls it with a text."""
+    pushed = b"".join(b"\x8c" + bytes([len(t)]) + t.encode() for t in (module, name))
+    return b"\x80\x04" + pushed + b"\x93\x8c\x01x\x85R."
+
+
+NOT_LISTED = [
+    ("os", "system"), ("posix", "system"), ("builtins", "eval"), ("builtins", "exec"),
+    ("builtins", "getattr"), ("builtins", "open"), ("subprocess", "Popen"), ("pathlib", "Path"),
+    ("importlib", "import_module"), ("app.snapshots", "unseal"), ("app.config", "load"),
+    ("app.corex", "y"), ("app.recordsx", "y"), ("app", "core"), ("river", "datasets"),
+    # What our packages and River's merely import.
+    ("app.core.entity", "hashlib.sha256"), ("app.core.learner", "np.load"),
+    ("app.core.models.registry", "Any"), ("app.core.entity", "np.memmap"),
+    ("river.datasets.base", "zipfile.ZipFile"), ("river.datasets.base", "pathlib.Path"),
+    ("river.datasets.base", "os.system"), ("river.datasets.base", "shutil.rmtree"),
+    ("river.datasets.base", "tarfile.TarFile"), ("app.core.entity", "np.testing.IgnoreException"),
+    ("app.core.models.digest", "np.f2py.subprocess.Popen"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name"), NOT_LISTED)
+def test_signed_pickle_finds_only_what_is_listed(module, name):
+    """A key that was lost opens no shell: neither by its name nor through who imports it."""
+    with pytest.raises(Refused, match=r"expected only models|another version of weir"):
+        unseal(packed(global_of(module, name)), [KEY])
+
+
+def test_signed_pickle_runs_nothing(tmp_path):
+    """Functions and classes of others are refused, though their pickle is well signed."""
+    target = tmp_path / "ran"
+    for evil in (
+        Runs(os.system, f"touch {target}"),
+        Runs(subprocess.Popen, ["touch", str(target)]),
+        Runs(zipfile.ZipFile, str(target), "w"),
+        Runs(Path.touch, target),
+    ):
+        with pytest.raises(Refused):
+            unseal(seal(evil, KEY), [KEY])
+    assert not target.exists()
+
+
+def test_broken_pickle_under_our_signature_is_refused():
+    """An older weir may have written what this one cannot read: that is no crash."""
+    for pickled in (b"", b"\x80\x05", b"garbage", pickle.dumps(1)[:-1]):
+        with pytest.raises(Refused):
+            unseal(packed(pickled), [KEY])
+    for body in (b"", b"garbage", zlib.compress(pickle.dumps(1))[:-3]):
+        with pytest.raises(Refused):
+            unseal(signed(body), [KEY])
+
+
+def test_class_that_is_gone_is_refused():
+    """A snapshot of a model that this version has no longer."""
+    with pytest.raises(Refused, match="another version of weir"):
+        unseal(packed(global_of("app.core.models.forest", "Gone")), [KEY])
+    with pytest.raises(Refused, match="another version of weir"):
+        unseal(packed(global_of("app.core.gone", "Gone")), [KEY])
+
+
+# ---- Of several snapshots, the newest that verifies.
+
+
+def record(offset: int, value: bytes | None, key: bytes = b"champion/0") -> Record:
+    return Record(offset, key, value, 0)
+
+
+def at(position: int, key: bytes = SECRET) -> bytes:
+    learner = new_learner(STREAM, PLAN)
+    learner.position = position
+    return seal(learner, key)
+
+
+def test_newest_snapshot_that_verifies_is_taken():
+    """Torn, foreign, empty and older ones are passed over, in whatever order they lie."""
+    good = [record(0, at(5)), record(1, at(9)), record(2, at(7))]
+    bad = [
+        record(3, at(99)[:-1]), record(4, at(99, b"theirs")), record(5, None), record(6, b""),
+        record(7, seal({"position": 99}, SECRET)), record(8, seal(Runs(os.getcwd), SECRET)),
+    ]  # fmt: skip
+    for order in ([*good, *bad], [*bad, *good], [bad[0], *good, *bad[1:]]):
+        found = newest(order, STREAM, PLAN)
+        assert found is not None
+        assert 9 == found.position
+    assert newest(bad, STREAM, PLAN) is None
+
+
+def test_snapshot_of_other_features_is_refused():
+    """A model of another schema starts anew, and says why."""
+    card = load(profile="card")
+    other = FeaturePlan.of(card.features, card.transaction.entities)
+    with pytest.raises(Refused, match=f"features of schema {PLAN.schema}"):
+        open_snapshot(record(0, at(5)), STREAM, other)
+
+
+def test_snapshot_of_something_else_is_refused():
+    """Signed, listed, and yet no learner."""
+    with pytest.raises(Refused, match="holds a dict; expected a Learner"):
+        open_snapshot(record(0, seal({}, SECRET)), STREAM, PLAN)

@@ -1,0 +1,401 @@
+"""The loop between fetching and committing: its one order, its lease, and what it stands on."""
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import aiokafka
+import faust
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import MessageSizeTooLargeError
+from faust.app.base import App, BootStrategy
+from faust.tables.manager import TableManager
+from faust.transport import base
+from faust.transport.consumer import Consumer as FaustConsumer
+from faust.transport.drivers import aiokafka as driver
+
+from app.config import Settings, load
+from app.errors import Fenced, Undelivered
+from app.metrics import Metrics
+from app.records import Partition, Record, Send
+from app.tasks import Committed, Effects, Range
+from app.transport import Flow, Lease, Sender
+
+# ---- The tripwire.
+
+#: What app/transport.py overrides, wraps or calls of what is private to Faust and aiokafka, or
+#: relies on being called by: the first 12 characters of the SHA-256 of its source, and what to
+#: look at when it changes.
+RELIED_ON: dict[str, tuple[Any, str, str]] = {
+    "faust Consumer.__init__": (
+        FaustConsumer.__init__, "302410d59e69",
+        "Consumer calls it; its state (app, callback, transport) must still be what we expect",
+    ),
+    "faust Consumer.stop_flow": (
+        FaustConsumer.stop_flow, "cf7e875a2b0d", "our stop_flow calls it and clears _flowing",
+    ),
+    "faust Consumer.resume_flow": (
+        FaustConsumer.resume_flow, "db59630f25b5", "our resume_flow calls it and sets _flowing",
+    ),
+    "faust Consumer._drain_messages": (
+        FaustConsumer._drain_messages, "44a2500309e8",
+        "replaced by our loop: what it did besides draining must be looked at again",
+    ),
+    "faust Consumer.on_partitions_revoked": (
+        FaustConsumer.on_partitions_revoked, "d04b7ae72c6f",
+        "must still wait for wait_empty before the group goes on",
+    ),
+    "faust Consumer.on_partitions_assigned": (
+        FaustConsumer.on_partitions_assigned, "29ce96596f05",
+        "must still lead to TableManager.on_rebalance with the generation id",
+    ),
+    "faust Consumer.wait_empty": (
+        FaustConsumer.wait_empty, "e4662fe24f09", "replaced: who calls it, and when, must be looked at",
+    ),
+    "faust Consumer._commit": (
+        FaustConsumer._commit, "99bb6b42fc09", "replaced by nothing: Faust must have no other way to commit",
+    ),
+    "faust Consumer.commit": (
+        FaustConsumer.commit, "a354437baaa0", "replaced by nothing: Faust must have no other way to commit",
+    ),
+    "faust Consumer.on_task_error": (
+        FaustConsumer.on_task_error, "0d7f23d0bb26", "an error in a batch must still end the process",
+    ),
+    "faust Fetcher": (
+        base.Fetcher, "c922e4ab78d9", "runs _drain_messages and stops it; we start it by maybe_start",
+    ),
+    "faust TableManager.__init__": (TableManager.__init__, "f13ed9db7ccd", "Restorer calls it"),
+    "faust TableManager.on_start": (
+        TableManager.on_start, "365dd25fbc0e", "replaced: the two events it sets are set by ours",
+    ),
+    "faust TableManager.on_stop": (TableManager.on_stop, "351be149c036", "replaced: it stops the fetcher"),
+    "faust TableManager.on_rebalance": (
+        TableManager.on_rebalance, "2d2c23a07bf5", "replaced: called once for every assignment",
+    ),
+    "faust TableManager.on_partitions_revoked": (
+        TableManager.on_partitions_revoked, "382852adff42", "replaced by nothing",
+    ),
+    "faust App._on_partitions_revoked": (
+        App._on_partitions_revoked, "d5c895bbe57d", "stops the flow and waits for the batch in hand",
+    ),
+    "faust App._on_partitions_assigned": (
+        App._on_partitions_assigned, "de932b7927db", "calls tables.on_rebalance; nothing may flow before",
+    ),
+    "faust App._stop_consumer": (
+        App._stop_consumer, "55854a5de12c", "a graceful stop must wait for wait_empty",
+    ),
+    "faust BootStrategy": (BootStrategy, "ecc05db10abc", "_Boot turns its Kafka producer off"),
+    "faust driver Transport": (driver.Transport, "966a67907f33", "our Transport derives from it"),
+    "aiokafka GroupCoordinator._do_heartbeat": (
+        GroupCoordinator._do_heartbeat, "dc1d6632aaa6",
+        "wrapped: true must still mean that the coordinator knows us, false that it does not",
+    ),
+    "aiokafka GroupCoordinator._heartbeat_routine": (
+        GroupCoordinator._heartbeat_routine, "61d010289522", "must still call self._do_heartbeat()",
+    ),
+    "aiokafka GroupCoordinator.fetch_committed_offsets": (
+        GroupCoordinator.fetch_committed_offsets, "6c049c737916",
+        "gives OffsetAndMetadata with the note beside the offset",
+    ),
+    "aiokafka AIOKafkaConsumer.subscribe": (
+        AIOKafkaConsumer.subscribe, "6646b38fc4b9", "the coordinator that we wrap must be there after it",
+    ),
+}  # fmt: skip
+
+
+def source_hash(what: Any) -> str:
+    return hashlib.sha256(inspect.getsource(what).encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("name", RELIED_ON)
+def test_what_the_transport_relies_on_is_as_it_was_read(name):
+    """An upgrade that changes it must be read before it is used."""
+    what, expected, check = RELIED_ON[name]
+    found = source_hash(what)
+    assert expected == found, (
+        f"{name} is not as it was read (faust {faust.__version__}, aiokafka "
+        f"{aiokafka.__version__}). Look at app/transport.py again: {check}. If all is well, "
+        f"write {found!r} into RELIED_ON."
+    )
+
+
+def test_heartbeats_go_through_the_method_that_is_wrapped():
+    """A lease that nothing renews would stop every worker; one renewed by nothing, none."""
+    assert "self._do_heartbeat()" in inspect.getsource(GroupCoordinator)
+
+
+# ---- The loop, with fakes for all that is not ours.
+
+
+class FakeSender(Sender):
+    """Keeps what is delivered; fails where told to."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        self.delivered: list[list[Send]] = []
+        self.fail_at = fail_at
+
+    async def deliver(self, sends: Iterable[Send]) -> None:
+        if len(self.delivered) == self.fail_at:
+            raise Undelivered("not acknowledged")
+        self.delivered.append(list(sends))
+
+
+class FakeTask:
+    """Sends on what it gets, keeps a row of state for it."""
+
+    def __init__(self, number: int) -> None:
+        self.inputs = (Partition("in", number),)
+        self.n_ticks = 0
+        self.was_last = False
+
+    def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
+        return []
+
+    def restore(self, partition: Partition, records: Sequence[Record]) -> None:
+        """Nothing to restore."""
+
+    def start(self) -> Mapping[Partition, int]:
+        return {}
+
+    def apply(
+        self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
+    ) -> None:
+        for record in records:
+            effects.outputs.append(Send("out", 0, record.key, record.value))
+            effects.state.append(Send("state", partition.partition, record.key, record.value))
+
+    def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
+        self.n_ticks += 1
+        self.was_last = is_last
+
+    def note(self, partition: Partition, offset: int) -> str:
+        return f"note {offset}"
+
+
+class FakeStage:
+    """Tasks by partition."""
+
+    name = "fake"
+    topics = ("in",)
+
+    def task(self, partition: int) -> FakeTask:
+        return FakeTask(partition)
+
+
+class Clock:
+    """A clock one sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1_000.0
+        monkeypatch.setattr(Lease, "clock_s", staticmethod(lambda: self.now_s))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of all leases."""
+    return Clock(monkeypatch)
+
+
+SETTINGS: Settings = load(profile="stream", kafka={"session_timeout": "10s"})
+IN = Partition("in", 0)
+
+
+def flow_of(sender: FakeSender | None = None) -> Flow:
+    flow = Flow(SETTINGS, [FakeStage()], Metrics())
+    flow.sender = sender or FakeSender()
+    flow.own([IN, Partition("in", 1)])
+    flow.lease.renew(Lease.clock_s())
+    return flow
+
+
+def batch(*offsets: int) -> dict[Partition, list[Record]]:
+    return {IN: [Record(offset, b"k", b"v", 0) for offset in offsets]}
+
+
+def sent(flow: Flow) -> list[str]:
+    assert isinstance(flow.sender, FakeSender)
+    return [send.topic for batch_ in flow.sender.delivered for send in batch_]
+
+
+async def test_outputs_come_before_state_and_state_before_offsets(clock):
+    """The one order: acknowledged outputs, acknowledged state, and only then what is due."""
+    flow = flow_of()
+    assert {} == flow.due()
+    await flow.run(batch(5, 6), is_last=False)
+    assert ["out", "out", "state", "state"] == sent(flow)
+    assert {IN: Committed(7, "note 7")} == flow.due()
+    flow.committed(flow.due())
+    assert {} == flow.due()
+
+
+async def test_every_task_is_asked_what_is_due_by_the_clock(clock):
+    """Once a turn, with records or without; at the end it is told so."""
+    flow = flow_of()
+    await flow.run({}, is_last=False)
+    await flow.run(batch(1), is_last=True)
+    tasks = set(map(id, flow.tasks.values()))
+    assert 2 == len(tasks)
+    assert [(2, True)] * 2 == [(t.n_ticks, t.was_last) for t in flow.tasks.values()]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("fail_at", "delivered"), [(0, []), (1, ["out"])])
+async def test_undelivered_batch_is_not_committed(clock, fail_at, delivered):
+    """Neither its outputs nor its state may be missing behind a committed offset."""
+    flow = flow_of(FakeSender(fail_at))
+    with pytest.raises(Undelivered):
+        await flow.run(batch(5), is_last=False)
+    assert delivered == sent(flow)
+    assert {} == flow.due()
+    assert not flow.is_whole, "nothing more may be kept of a task that is half done"
+
+
+async def test_expired_lease_is_noticed_before_anything_is_written(clock):
+    """A worker that slept past its session writes nothing, though it feels well."""
+    flow = flow_of()
+    clock.now_s += 10.0
+    with pytest.raises(Fenced, match=r"no heartbeat was answered for 10\.0 s"):
+        await flow.run(batch(5), is_last=False)
+    assert ([], {}) == (sent(flow), flow.due())
+
+
+async def test_lease_that_expires_while_outputs_are_sent_stops_the_state(clock):
+    """It is looked at before every write, not once a turn."""
+
+    class Slow(FakeSender):
+        async def deliver(self, sends: Iterable[Send]) -> None:
+            await super().deliver(sends)
+            clock.now_s += 10.0
+
+    flow = flow_of(Slow())
+    with pytest.raises(Fenced):
+        await flow.run(batch(5), is_last=False)
+    assert (["out"], {}) == (sent(flow), flow.due())
+
+
+async def test_heartbeat_that_is_answered_renews_the_lease(clock):
+    """Until a session after it was asked: the answer may have been long on its way."""
+    flow = flow_of()
+    clock.now_s += 9.9
+    flow.lease.renew(clock.now_s - 5.0)
+    clock.now_s += 4.9
+    await flow.run(batch(5), is_last=False)
+    clock.now_s += 0.2
+    with pytest.raises(Fenced):
+        await flow.run(batch(6), is_last=False)
+
+
+def test_lease_is_never_shortened(clock):
+    """An answer that comes late says nothing new."""
+    lease = Lease(10_000)
+    lease.renew(1_000.0)
+    lease.renew(900.0)
+    assert 0.0 == lease.age_s
+
+
+def test_without_any_heartbeat_there_is_no_lease(clock):
+    """Nobody has said that the partitions are ours."""
+    with pytest.raises(Fenced):
+        Lease(10_000).check()
+
+
+async def test_idle_turn_needs_no_lease(clock):
+    """Who writes nothing does no harm."""
+    flow = flow_of()
+    clock.now_s += 100.0
+    await flow.run({}, is_last=False)
+    assert [] == sent(flow)
+
+
+def test_new_assignment_drops_what_was_owned(clock):
+    """Tasks, positions and what was committed belong to one assignment."""
+    flow = flow_of()
+    before = flow.tasks[IN]
+    flow.positions[IN] = 7
+    made = flow.own([IN])
+    assert 1 == len(made)
+    assert before is not flow.tasks[IN]
+    assert {} == flow.positions
+    assert [] == flow.own([])
+
+
+def test_task_without_all_its_inputs_is_not_made(clock):
+    """Inputs that meet in one task are assigned together or not used."""
+
+    class Two(FakeStage):
+        topics = ("in", "more")
+
+        def task(self, partition: int) -> FakeTask:
+            task = FakeTask(partition)
+            task.inputs = (Partition("in", partition), Partition("more", partition))
+            return task
+
+    flow = Flow(SETTINGS, [Two()], Metrics())
+    assert [] == flow.own([IN])
+    assert 1 == len(flow.own([IN, Partition("more", 0)]))
+
+
+# ---- The sender: every acknowledgement is seen.
+
+
+class FakeBatch:
+    """Room for two records."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes | None] = []
+
+    def append(self, *, key: Any, value: Any, timestamp: Any, headers: Any) -> object | None:
+        if len(self.values) == 2:
+            return None
+        self.values.append(value)
+        return object()
+
+
+class FakeProducer:
+    """Acknowledges, refuses or is silent."""
+
+    def __init__(self, outcome: Exception | None = None) -> None:
+        self.outcome = outcome
+        self.sent: list[tuple[str, int, list[bytes | None]]] = []
+
+    def create_batch(self) -> FakeBatch:
+        return FakeBatch()
+
+    async def send_batch(self, made: FakeBatch, topic: str, *, partition: int) -> Any:
+        self.sent.append((topic, partition, list(made.values)))
+
+        async def acknowledged() -> None:
+            if self.outcome is not None:
+                raise self.outcome
+
+        return acknowledged()
+
+
+def sender_of(producer: FakeProducer) -> Sender:
+    sender = Sender(SETTINGS)
+    sender._producer = producer
+    return sender
+
+
+async def test_records_keep_their_order_within_each_partition():
+    """However many batches they fill."""
+    producer = FakeProducer()
+    sends = [Send("t", i % 2, None, str(i).encode()) for i in range(9)]
+    await sender_of(producer).deliver(sends)
+    for partition in (0, 1):
+        found = [v for _, p, values in producer.sent if p == partition for v in values]
+        assert [str(i).encode() for i in range(9) if i % 2 == partition] == found
+
+
+async def test_refused_batch_is_told():
+    """What aiokafka's own flush swallows is an error here."""
+    refused = FakeProducer(MessageSizeTooLargeError())
+    with pytest.raises(Undelivered, match=r"a batch for a, b was not acknowledged"):
+        await sender_of(refused).deliver([Send("a", 0, None, b"1"), Send("b", 0, None, b"1")])
+
+
+async def test_nothing_to_send_asks_nobody():
+    """A sender that is not connected can deliver nothing."""
+    await Sender(SETTINGS).deliver([])
