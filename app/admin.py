@@ -61,7 +61,7 @@ class Admin:
                 raise Refused(text)
         return [spec.name for spec in missing]
 
-    async def problems(self, topics: Topics) -> list[str]:
+    async def problems(self, topics: Topics | Sequence[TopicSpec]) -> list[str]:
         """What is not as the configuration asks for, and how to mend it; empty: all is well."""
         described = await self._client.describe_topics([spec.name for spec in topics])
         found = {d["topic"]: d for d in described if not d["error_code"]}

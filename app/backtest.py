@@ -9,7 +9,7 @@ is due between two batches, as a worker's does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from app.core.features import FeaturePlan
 from app.core.pending import Join, JoinEffects, Label
 from app.core.scoring import Batch, Champion, decide, fold_entity
 from app.core.windows import FRAUD
+from app.files import UNLABELLED
 from app.learning import new_learner
 from app.records import Position, Score, Source
 from app.stages import policy_of
@@ -63,6 +64,15 @@ class Result:
     features: NDArray[np.float64] | None = None
 
 
+class Step(NamedTuple):
+    """Rows whose label is learnt, frauds of which their entities hear, then rows to score."""
+
+    labels: NDArray[np.int64]
+    frauds: NDArray[np.int64]
+    start: int
+    stop: int
+
+
 class Backtest:
     """One pass over a file's columns.
 
@@ -79,6 +89,7 @@ class Backtest:
         self.plan = FeaturePlan.of(settings.features, self.entities)
         self.learner = new_learner(settings, self.plan)
         self.champion = Champion(self.learner.model, self.learner.version)
+        self.champion.follow(self.learner)
         self.policy = policy_of(settings)
         bounds, waits = settings.entity, settings.join
         self.stores = [
@@ -104,44 +115,53 @@ class Backtest:
         columns: Columns,
         due_ms: NDArray[np.int64],
         progress: Callable[[int], Any] = int,
+        told_ms: NDArray[np.int64] | None = None,
     ) -> Result:
-        """Score every transaction of ``columns``; the label of each is known at its ``due_ms``.
+        """Score every transaction of ``columns``; the model learns each label at its ``due_ms``.
 
-        ``due_ms`` has shape (n,), epoch milliseconds. ``progress`` is called with how many
-        transactions were scored just now.
+        ``told_ms`` says when the entities are told of a fraud, if that is another time: both
+        have shape (n,), epoch milliseconds. ``progress`` is called with how many transactions
+        were scored just now.
         """
         n = len(columns)
         result = Result(np.empty(n), np.zeros(n, np.bool_), np.empty(n, np.int64), self.learner)
         rows = self.plan.own_columns(columns.times_ms, columns.numbers, columns.categories)
-        order = np.argsort(due_ms, kind="stable")
-        for labels, (start, stop) in self.steps(columns, due_ms[order], order):
-            self._labels(columns, labels, due_ms, result)
-            self._transactions(columns, rows, slice(start, stop), result)
-            progress(stop - start)
+        for step in self.steps(columns, due_ms, due_ms if told_ms is None else told_ms):
+            self._mark(columns, step.frauds)
+            self._labels(columns, step.labels, due_ms, result)
+            self._transactions(columns, rows, slice(step.start, step.stop), result)
+            progress(step.stop - step.start)
         result.n_labels = self._n_labels
         result.features = rows if self.keep_features else None
         return result
 
     def steps(
-        self, columns: Columns, due_ms: NDArray[np.int64], order: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], tuple[int, int]]]:
-        """Labels that are due, then transactions [start, stop) that see them; all of both.
+        self, columns: Columns, due_ms: NDArray[np.int64], told_ms: NDArray[np.int64]
+    ) -> Iterator[Step]:
+        """What becomes known, and the transactions that see it; in the end all of both.
 
-        ``order`` sorts the transactions by when their label is known, ``due_ms`` is that time,
-        ascending. No fraud becomes known within a run of transactions.
+        No fraud becomes known to its entities within the transactions of one step.
         """
-        is_known = columns.labels[order] >= 0
-        order, due_ms = order[is_known], due_ms[is_known]
-        frauds = due_ms[columns.labels[order] == FRAUD]
-        cuts = np.append(np.searchsorted(columns.times_ms, frauds, side="left"), len(columns))
-        start = learnt = 0
+        labels = np.argsort(due_ms, kind="stable")
+        labels = labels[columns.labels[labels] != UNLABELLED]
+        frauds = np.argsort(told_ms, kind="stable")
+        frauds = frauds[columns.labels[frauds] == FRAUD]
+        due, told, times = due_ms[labels], told_ms[frauds], columns.times_ms
+        cuts = np.append(np.searchsorted(times, told, side="left"), len(columns))
+        start = learnt = marked = 0
         for cut in np.unique(cuts):
             while start < cut:
                 stop = min(start + self.batch_max, int(cut))
-                upto = int(np.searchsorted(due_ms, columns.times_ms[start], side="right"))
-                yield order[learnt:upto], (start, stop)
-                start, learnt = stop, upto
-        yield order[learnt:], (start, start)
+                learn = int(np.searchsorted(due, times[start], side="right"))
+                mark = int(np.searchsorted(told, times[start], side="right"))
+                yield Step(labels[learnt:learn], frauds[marked:mark], start, stop)
+                start, learnt, marked = stop, learn, mark
+        yield Step(labels[learnt:], frauds[marked:], start, start)
+
+    def _mark(self, columns: Columns, frauds: NDArray[np.int64]) -> None:
+        for i in frauds.tolist():
+            for store, keys in zip(self.stores, columns.keys, strict=True):
+                store.mark(keys[i], columns.ids[i], is_fraud=True, source=(0, i))
 
     def _transactions(
         self, columns: Columns, rows: NDArray[np.float64], part: slice, result: Result
@@ -198,15 +218,12 @@ class Backtest:
         self._follow(followed, result)
 
     def _follow(self, followed: JoinEffects, result: Result) -> None:
-        for score, is_fraud in followed.confirmed:
-            for store, key in zip(self.stores, score.entities.values(), strict=True):
-                store.mark(key, score.transaction_id, is_fraud=is_fraud)
         if not followed.examples:
             return
         facts = list(enumerate(followed.examples, start=self._n_facts))
         self._n_facts += len(facts)
         result.drifts += self.learner.apply(facts).drifts
-        self.champion.adopt(self.learner.model, self.learner.version, self.learner.scores)
+        self.champion.follow(self.learner)
 
 
 def report(result: Result) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from app import __version__, schemas
-from app.commands import commands
+from app.commands import ConfigOption, JsonOption, ProfileOption, commands, err
 from app.config import Settings, load
 from app.errors import WeirError
 
@@ -27,16 +26,6 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(commands)
-err = Console(stderr=True)
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", envvar="WEIR_CONFIG", help="TOML file with the settings."),
-]
-ProfileOption = Annotated[
-    str | None, typer.Option("--profile", "-p", help="Shipped base: card, handbook or stream.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def print_json(value: Any) -> None:

@@ -421,7 +421,7 @@ def _own(decode: Callable[[bytes], T], record: Record) -> T:
         ) from None
 
 
-_SLOT = struct.Struct("<qqdQQbH")
+_SLOT = struct.Struct("<qqdQQbBH")
 _GUARD = struct.Struct("<Hq")
 _SLOT_KEY = struct.Struct("<H")
 
@@ -431,24 +431,24 @@ def write_slot(slot: Slot, value: SlotValue | None) -> tuple[bytes, bytes | None
     key = slot[0].encode() + b"\0" + _SLOT_KEY.pack(slot[1])
     if value is None:
         return key, None
-    fixed = _SLOT.pack(*value[:6], len(value.guard))
+    fixed = _SLOT.pack(*value[:6], value.revision, len(value.guard))
     return key, fixed + b"".join(_GUARD.pack(*pair) for pair in value.guard)
 
 
 def read_slot(key: bytes, value: bytes | None) -> tuple[Slot, SlotValue | None]:
     """Inverse of ``write_slot``.
 
-    >>> row = SlotValue(3, 1_000, 9.5, 1, 2, -1, ((0, 17),))
+    >>> row = SlotValue(3, 1_000, 9.5, 1, 2, 0, ((0, 17),), 1)
     >>> read_slot(*write_slot(("card-1", 3), row)) == (("card-1", 3), row)
     True
     """
     slot = (key[:-3].decode(), _SLOT_KEY.unpack(key[-2:])[0])
     if value is None:
         return slot, None
-    sequence, time_ms, amount, id_hash, other_hash, label, n = _SLOT.unpack_from(value)
+    sequence, time_ms, amount, id_hash, other_hash, label, revision, n = _SLOT.unpack_from(value)
     pairs = _GUARD.iter_unpack(value[_SLOT.size : _SLOT.size + n * _GUARD.size])
     guard = tuple((int(upstream), int(offset)) for upstream, offset in pairs)
-    return slot, SlotValue(sequence, time_ms, amount, id_hash, other_hash, label, guard)
+    return slot, SlotValue(sequence, time_ms, amount, id_hash, other_hash, label, guard, revision)
 
 
 TRACE: Final = "traceparent"

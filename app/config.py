@@ -282,8 +282,9 @@ class TopicSettings(Table):
 class ModelSettings(Table):
     """The model: a name that weir ships or a River estimator by its dotted path."""
 
-    name: str = "average"
+    name: str = "forest"
     seed: int = 42
+    cold_start: int = Field(default=50, ge=0)  # frauds until the model decides alone; 0: at once
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -318,8 +319,8 @@ class LearnerSettings(Table):
     in_worker: bool = True
     corrections: Literal["ignore", "relearn"] = "ignore"
     learnt_max: int = Field(default=262_144, ge=16)  # ids remembered, so none teaches twice
-    snapshot_every: int = Field(default=10_000, ge=1)  # examples
-    snapshot_interval: Duration = 10_000
+    snapshot_every: int = Field(default=50_000, ge=1)  # examples
+    snapshot_interval: Duration = 30_000
     snapshots_kept: int = Field(default=5, ge=1, le=100)
     key: SecretStr = SecretStr("weir-development-key")
     drift_delta: float = Field(default=0.002, gt=0.0, lt=1.0)  # River's default for ADWIN

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, json, parquet
 
-from app.errors import Malformed, Refused
+from app.errors import Refused, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def read_columns(path: Path, settings: Settings) -> Columns:
     """The transactions of a file, sorted by event time (those of one time as in the file).
 
     Labels are read where the file has the declared column. Raises Refused for a file or a
-    column that is not there, Malformed for a value that cannot be read, with its row.
+    column that is not there, and for a value that cannot be read, with its row.
     """
     of, label = settings.transaction, settings.label.value
     numbers = [*of.numbers, *([of.amount] if of.amount else [])]
@@ -138,6 +138,8 @@ def _refuse_suffix(path: Path) -> None:
 
 def _read(path: Path, wanted: set[str], texts: set[str]) -> pa.Table:
     _refuse_suffix(path)
+    if not path.is_file():
+        raise Refused(f"{path} is not there; expected a file to read")
     try:
         match path.suffix:
             case ".parquet":
@@ -169,8 +171,17 @@ class _Table:
             chunked = chunked.cast(chunked.type.value_type)
         return chunked.combine_chunks()
 
-    def _fail(self, name: str, at: int, value: Any, expected: str) -> Malformed:
-        return Malformed(f"{self.path}: row {at}: {name}", value, expected)
+    def _fail(self, name: str, at: int, value: Any, expected: str) -> Refused:
+        where = f"{self.path}: row {at}: {name}"
+        return Refused(f"{where} is {shown(value)}; expected {expected}")
+
+    def _first_unlike(self, name: str, column: pa.Array, expected: str) -> Refused:
+        for at, value in enumerate(column.to_pylist()):
+            try:
+                float(0 if value is None else value)
+            except (TypeError, ValueError):
+                return self._fail(name, at, value, expected)
+        return self._fail(name, 0, f"of type {column.type}", expected)
 
     def _whole(self, name: str) -> pa.Array:
         column = self._column(name)
@@ -196,7 +207,7 @@ class _Table:
         try:
             cast = column.cast(pa.float64(), safe=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise self._fail(name, 0, column[0].as_py(), "a number") from None
+            raise self._first_unlike(name, column, "a number") from None
         values: NDArray[np.float64] = np.array(cast.to_numpy(zero_copy_only=False), np.float64)
         bad = np.isinf(values) if name in self.optional else ~np.isfinite(values)
         if bad.any():
@@ -224,7 +235,7 @@ class _Table:
         try:
             cast = column.cast(pa.float64() if pa.types.is_floating(column.type) else pa.int64())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise self._fail(name, 0, column[0].as_py(), "0, 1, true or false") from None
+            raise self._first_unlike(name, column, "0, 1, true or false") from None
         values = np.array(cast.to_numpy(zero_copy_only=False), np.float64)
         bad = ~(np.isnan(values) | (values == 0.0) | (values == 1.0))
         if bad.any():

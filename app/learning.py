@@ -51,6 +51,7 @@ def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
         corrections=settings.learner.corrections,
         learnt_max=settings.learner.learnt_max,
         drift_delta=settings.learner.drift_delta,
+        cold_start=told.cold_start,
     )
 
 
@@ -181,8 +182,7 @@ class LearnTask:
         return ""
 
     def _adopt(self) -> None:
-        learner = self.learner
-        self.stage.champion.adopt(learner.model, learner.version, learner.scores)
+        self.stage.champion.follow(self.learner)
 
     def _tell(self, followed: LearnerEffects, effects: Effects) -> None:
         topics, out = self.stage.topics_by_role, effects.outputs
@@ -236,7 +236,7 @@ class Follower(Service):
             return
         held = self._champion.version
         if found.position > held.position:
-            self._champion.adopt(found.model, found.version, found.scores)
+            self._champion.follow(found)
             log.info("model_adopted", position=found.position, digest=found.digest)
         elif found.position == held.position and found.digest != held.digest:
             # Two learners of one log must agree; if not, one of them did not learn that log.

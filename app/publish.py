@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from app.admin import Admin
 from app.codec import encode
 from app.errors import Refused
 from app.files import SECONDS_MAX, UNLABELLED, due_order
@@ -136,13 +137,15 @@ async def publish(
     published: Published | None = None,
     on_batch: Callable[[list[Item]], Any] = lambda _: None,
 ) -> Published:
-    """Send a stream at a pace; return what was acknowledged. Raises Undelivered.
+    """Send a stream at a pace; return what was acknowledged.
 
+    Raises Undelivered, and Refused where the topics are not as the configuration says.
     ``published`` counts on the way, so that whoever cancels this knows how far it came;
     ``on_batch`` is called with each batch once it is acknowledged.
     """
     topics, sender = Topics.of(settings), Sender(settings)
     published = published or Published()
+    await _refuse_unfit(settings, topics)
     await sender.start()
     flight: asyncio.Task[None] | None = None
     try:
@@ -160,6 +163,14 @@ async def publish(
             await asyncio.wait([flight], timeout=_LAST_S)
         await sender.stop()
     return published
+
+
+async def _refuse_unfit(settings: Settings, topics: Topics) -> None:
+    """Refuse topics that are missing or differ: a key would lie in another partition."""
+    async with Admin(settings) as admin:
+        problems = await admin.problems([topics.transactions, topics.labels])
+    if problems:
+        raise Refused("\n".join(problems))
 
 
 async def _deliver(

@@ -167,6 +167,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     n_alerts: int
     mean_score: float
     bins: list[int] = []  # of the log-odds of each score (``core.scoremap``)
+    feature_means: list[float | None] = []  # in schema order; null: never there
+    feature_squares: list[float] = []  # sums of squared deviations from those means
     first_time_ms: int
     last_time_ms: int
     schema_version: int = SCHEMA_VERSION

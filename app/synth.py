@@ -289,7 +289,7 @@ def rows(
 
     >>> table = rows(simulate(World(seed=7)), n=2)
     >>> table["amount"], table["is_fraud"], table["pattern"]
-    ([42.24, 10.49], [False, False], ['none', 'none'])
+    ([42.24, 10.05], [False, False], ['none', 'none'])
     """
     if n is None and until_ms is None:
         raise ValueError("n and until_ms are None; expected one of them")

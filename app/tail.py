@@ -10,6 +10,7 @@ import msgspec
 from aiokafka import TopicPartition
 from rich.text import Text
 
+from app.errors import Refused
 from app.records import Alert, Drift, LabelOutcome, Position, Record, Score
 from app.topics import Topics
 from app.transport import Reader, reach, read
@@ -46,11 +47,13 @@ async def records(
     """The records of a topic, in order within each partition.
 
     Without ``from_beginning`` only what comes from now on. ``to_end``: not beyond what is there
-    now; otherwise it goes on for ever.
+    now; otherwise it goes on for ever. Raises Refused if there is no such topic.
     """
     consumer = Reader(settings).client()
     await reach(consumer.start, settings.kafka.bootstrap)
     try:
+        if spec.name not in await consumer.topics():
+            raise Refused(f"{spec.name} does not exist; run `weir topics create`")
         at = [TopicPartition(spec.name, number) for number in range(spec.partitions)]
         consumer.assign(at)
         await (consumer.seek_to_beginning(*at) if from_beginning else consumer.seek_to_end(*at))

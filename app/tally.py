@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,8 @@ _LINE_S: Final = 5.0
 #: Scores and labels that wait for each other, and latencies: 20 MB.
 _KEPT: Final = 200_000
 _LATEST: Final = 4
+#: As many as hold some hundred frauds in the demonstration.
+_RECENT: Final = 4_000
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Tally:
     n_spoilt: int = 0
     latencies_ms: list[int] = field(default_factory=list)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    recent: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=_RECENT))
     latest: list[Text] = field(default_factory=list)
     drifts: list[Text] = field(default_factory=list)  # all: they are few
     scored: dict[str, float] = field(default_factory=dict)  # that wait for their label
@@ -85,6 +89,7 @@ class Tally:
 
     def _meet(self, score: float, *, is_fraud: bool) -> None:
         self.evaluation.update(np.array([score]), np.array([is_fraud]))
+        self.recent.append((score, is_fraud))
         self.n_labelled += 1
         self.n_frauds += is_fraud
 
@@ -100,7 +105,11 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """The figures, by the names of ``--json``."""
-        precision = self.evaluation.average_precision
+        recent = Evaluation()
+        recent.update(
+            np.array([score for score, _ in self.recent]),
+            np.array([is_fraud for _, is_fraud in self.recent], np.bool_),
+        )
         return {
             "transactions": self.published.transactions,
             "scored": self.n["scores"],
@@ -109,12 +118,17 @@ class Tally:
             "learned": self.n["learn"],
             "drift_alerts": self.n["drift"],
             "dead_letters": self.n["dead-letters"],
-            "average_precision": None if np.isnan(precision) else round(precision, 4),
+            "average_precision": _rounded(self.evaluation.average_precision),
+            "average_precision_recent": _rounded(recent.average_precision),
             "fraud_share": round(self.n_frauds / max(self.n_labelled, 1), 4),
             "latency_ms_p50": self.latency_ms(50.0),
             "latency_ms_p99": self.latency_ms(99.0),
             "records_per_s": round(self.published.rate, 1),
         }
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 4)
 
 
 def _keep(waiting: dict[str, Any], name: str, value: Any) -> None:
@@ -125,12 +139,14 @@ def _keep(waiting: dict[str, Any], name: str, value: Any) -> None:
 
 _NAMES: Final = {
     "records_per_s": "records/s",
+    "transactions": "transactions",
     "behind": "not scored yet",
     "scored": "scored",
     "alerts": "alerts",
     "labels": "labels",
     "learned": "labels learnt",
-    "average_precision": "average precision",
+    "average_precision": "average precision so far",
+    "average_precision_recent": f"of the last {_RECENT:,} labels",
     "fraud_share": "frauds among labels",
     "drift_alerts": "drift alerts",
     "dead_letters": "dead letters",

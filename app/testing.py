@@ -14,8 +14,8 @@ before it meets Kafka:
     >>> driver.publish("transactions", {**t1, "transaction_id": "t2", "amount": "12,50"})
     Position(topic='transactions', partition=3, offset=1)
     >>> driver.run()
-    >>> [(score.transaction_id, score.score) for score in driver.read("scores")]
-    [('t1', 0.5)]
+    >>> [score.transaction_id for score in driver.read("scores")]
+    ['t1']
     >>> driver.dead_letters()
     ['transactions[3]@1: amount is "12,50"; expected a finite number']
 
@@ -427,11 +427,7 @@ class Driver:
 
     def resume(self, process: Process) -> None:
         """Go on with a turn that stood still: what was on its way arrives now."""
-        try:
-            self.deliver(process, process.in_flight)
-        except Stalled:
-            return
-        self._go_on(process)
+        self._go_on(process, process.in_flight)
 
     def deliver(self, process: Process, sends: list[Send]) -> None:
         """Bring records to the broker while ``process`` waits; override it to break something.
@@ -465,11 +461,13 @@ class Driver:
             self.heartbeat(process)
             self.resume(process)
 
-    def _go_on(self, process: Process) -> None:
+    def _go_on(self, process: Process, sends: list[Send] | None = None) -> None:
         while (turn := process.turn) is not None:
             try:
-                process.in_flight = turn.send(None)
-                self.deliver(process, process.in_flight)
+                if sends is None:
+                    sends = process.in_flight = turn.send(None)
+                self.deliver(process, sends)
+                sends = None
             except StopIteration:
                 process.turn = None
             except Stalled:

@@ -12,6 +12,7 @@ each private method it relies on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -377,7 +378,9 @@ class Consumer(FaustConsumer):
             heartbeat_interval_ms=session // _HEARTBEATS,
             rebalance_timeout_ms=session,
             max_poll_interval_ms=max(session, 300_000),
-            fetch_max_wait_ms=500,
+            # One request at a time is under way to a broker, and a partition that was just read
+            # is not in it: it waits this long.
+            fetch_max_wait_ms=25,
             max_partition_fetch_bytes=max(1_048_576, DEAD_LETTER_BYTES),
         )
 
@@ -434,6 +437,12 @@ class Consumer(FaustConsumer):
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """Run the loop; called by Faust's fetcher."""
+        # Who cancels the loop stops the process; while the group rebalances, the fetcher would
+        # take that for a crash.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._drain(fetcher)
+
+    async def _drain(self, fetcher: Any) -> None:
         flow = self.flow
         while not (self.should_stop or fetcher.should_stop):
             flow.progress_s = time.monotonic()

@@ -71,7 +71,9 @@ def stages_of(
 def fresh_champion(settings: Settings, plan: FeaturePlan) -> Champion:
     """The model before anything was learnt."""
     learner = new_learner(settings, plan)
-    return Champion(learner.model, learner.version)
+    champion = Champion(learner.model, learner.version)
+    champion.follow(learner)
+    return champion
 
 
 def warm_up(settings: Settings) -> None:

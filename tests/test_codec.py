@@ -62,6 +62,7 @@ def card(**tables: Any) -> Settings:
 
 
 def reader_of(configured: Settings) -> codec.TransactionReader:
+    """The reader of a configuration."""
     plan = FeaturePlan.of(configured.features, configured.transaction.entities)
     return codec.TransactionReader(configured.transaction, plan)
 
@@ -102,16 +103,31 @@ TRANSACTIONS: list[tuple[str, bytes | None, bytes | None, tuple[str, ...]]] = [
     ("a missing number", json_of(amount=...), b"c1", ("amount is null", "expected a value")),
     ("a missing id", json_of(transaction_id=...), b"c1", ("transaction_id is null", "a value")),
     ("a missing entity", json_of(terminal_id=...), b"c1", ("terminal_id is null", "a value")),
-    ("null for an entity", json_of(terminal_id=None), b"c1", ("terminal_id is null", "a string or")),
+    (
+        "null for an entity",
+        json_of(terminal_id=None),
+        b"c1",
+        ("terminal_id is null", "a string or"),
+    ),
     ("an empty object", b"{}", b"c1", ("is null", "expected a value")),
     ("an empty id", json_of(transaction_id=""), b"c1", ('transaction_id is ""', IDS)),
     ("NUL in an id", json_of(transaction_id="a\0b"), b"c1", (r'"a\x00b"', IDS)),
     ("NUL in an entity", json_of(terminal_id="a\0b"), b"c1", ("terminal_id is", IDS)),
     ("a long id", json_of(transaction_id="x" * 257), b"c1", ("transaction_id is", IDS)),
-    ("a boolean id", json_of(transaction_id=True), b"c1", ("is true", "a string or a whole number")),
+    (
+        "a boolean id",
+        json_of(transaction_id=True),
+        b"c1",
+        ("is true", "a string or a whole number"),
+    ),
     ("a broken id", json_of(transaction_id=1.5), b"c1", ("is 1.5", "a string or a whole number")),
     ("an id of 400 digits", raw(transaction_id="9" * 400), b"c1", ("transaction_id is", IDS)),
-    ("an id of 5000 digits", raw(transaction_id="9" * 5_000), b"c1", ("transaction_id is", "fewer")),
+    (
+        "an id of 5000 digits",
+        raw(transaction_id="9" * 5_000),
+        b"c1",
+        ("transaction_id is", "fewer"),
+    ),
     ("no time", json_of(event_time="yesterday"), b"c1", ('"yesterday"', "an ISO 8601 time")),
     ("a boolean time", json_of(event_time=True), b"c1", ("event_time is true", "an ISO 8601 time")),
     ("far ahead", json_of(event_time="2999-01-01T00:00:00Z"), b"c1", ("2999-01-01", TIMES)),
@@ -123,13 +139,23 @@ TRANSACTIONS: list[tuple[str, bytes | None, bytes | None, tuple[str, ...]]] = [
     ("time of 5000 digits", raw(event_time="9" * 5_000), b"c1", ("event_time is", "fewer digits")),
     ("a key twice", raw(amount='1,"amount":2'), b"c1", ('amount is "2"', "each key once")),
     ("a key twice, alike", raw(amount='1,"amount":1'), b"c1", ("amount is", "each key once")),
-    ("a key twice, escaped", raw(amount=r'1,"\u0061mount":2'), b"c1", ("amount is", "each key once")),
+    (
+        "a key twice, escaped",
+        raw(amount=r'1,"\u0061mount":2'),
+        b"c1",
+        ("amount is", "each key once"),
+    ),
     ("an unknown field", json_of(colour="red"), b"c1", ('colour is "red"', "no such field")),
     ("a huge unknown field", json_of(**{"x" * 60_000: 1}), b"c1", ("xxx... is 1", "no such field")),
     ("1 MB", json_of(transaction_id="x" * 1_000_000), b"c1", ("1000114 bytes", "at most 65536")),
     ("deep", raw(amount="[" * 30_000 + "]" * 30_000), b"c1", ("amount is", "a finite number")),
     ("too deep", raw(colour='{"a":' * 9_000 + "1" + "}" * 9_000), b"c1", ("colour is", "no such")),
-    ("a deep value twice", raw(amount='1,"amount":' + "[" * 900 + "]" * 900), b"c1", ("amount is",)),
+    (
+        "a deep value twice",
+        raw(amount='1,"amount":' + "[" * 900 + "]" * 900),
+        b"c1",
+        ("amount is",),
+    ),
     ("a null key", json_of(), None, ("key is null", "the value of card_id", "c1")),
     ("another's key", json_of(), b"c2", ('key is "c2"', "the value of card_id", "c1")),
     ("a key that is no text", json_of(), b"\xff", ("key is", "the value of card_id")),
@@ -154,7 +180,8 @@ LABELS: list[tuple[str, bytes | None, bytes | None, tuple[str, ...]]] = [
     ("not JSON", b"fraud", b"t1", ('value is "fraud"', "expected JSON")),
     ("a tombstone", None, b"t1", ("value is null", "a JSON object")),
     ("not UTF-8", b'{"transaction_id":"\xff"}', b"t1", ("expected JSON",)),
-    ("a missing field", b'{"transaction_id":"t1","is_fraud":true}', b"t1", ("event_time", "a value")),
+    ("a missing field", b'{"transaction_id":"t1","is_fraud":true}', b"t1",
+     ("event_time", "a value")),
     *[
         (f"{name} {text[:12]}", json.dumps(GOOD_LABEL | {name: ...}, default=str)
          .replace('"Ellipsis"', text).encode(), b"t1", words)
@@ -177,15 +204,18 @@ LABELS: list[tuple[str, bytes | None, bytes | None, tuple[str, ...]]] = [
     ("an unknown field", json.dumps(GOOD_LABEL | {"why": "x"}).encode(), b"t1", ("why", "no such")),
     ("1 MB", json.dumps(GOOD_LABEL | {"source": "x" * 1_000_000}).encode(), b"t1", ("at most",)),
     ("a null key", json.dumps(GOOD_LABEL).encode(), None, ("key is null", "the transaction id")),
-    ("another's key", json.dumps(GOOD_LABEL).encode(), b"t2", ('key is "t2"', "the transaction id")),
+    ("another's key", json.dumps(GOOD_LABEL).encode(), b"t2",
+     ('key is "t2"', "the transaction id")),
 ]  # fmt: skip
 
 
 def id_of(row: tuple[Any, ...]) -> str:
+    """The name of a row of a table."""
     return str(row[0])
 
 
 def said_of(reader: codec.TransactionReader, value: bytes | None, key: bytes | None) -> str:
+    """What is said of a record that must be refused."""
     decoded = reader.read_many(3, [Record(1_042, key, value, NOW_MS)])
     assert (0, 1) == (len(decoded.read), len(decoded.refused))
     return str(decoded.refused[0][1])
@@ -283,16 +313,20 @@ def test_optional_fields_may_be_absent_or_null():
         {"kind": "number", "field": "risk"},
         {"kind": "category", "field": "country", "buckets": 4},
     ]
-    settings_ = Settings(
-        transaction={
+    settings_ = Settings.model_validate({
+        "transaction": {
             "amount": "amount", "numbers": ["risk"], "categories": ["country"],
             "optional": ["risk", "country"],
         },
-        features=features,
-    )  # fmt: skip
+        "features": features,
+    })  # fmt: skip
     reader = reader_of(settings_)
     given_ = {"transaction_id": 7, "event_time": 1_699_920_000, "amount": 3}
-    values = [given_, given_ | {"risk": None, "country": None}, given_ | {"risk": 1, "country": "DE"}]
+    values = [
+        given_,
+        given_ | {"risk": None, "country": None},
+        given_ | {"risk": 1, "country": "DE"},
+    ]
     records = [Record(i, None, json.dumps(v).encode(), NOW_MS) for i, v in enumerate(values)]
     decoded = reader.read_many(0, records)
     assert [] == decoded.refused
@@ -320,11 +354,16 @@ def tasks_of(configured: Settings) -> dict[str, Task]:
 
 def state_of(task: Any) -> bytes:
     """Everything a task keeps, as bytes."""
-    kept = {name: value for name, value in vars(task).items() if name not in {"stage", "_next", "_kept_ms"}}
+    kept = {
+        name: value
+        for name, value in vars(task).items()
+        if name not in {"stage", "_next", "_kept_ms"}
+    }
     return pickle.dumps(kept)
 
 
 def applied(task: Task, record: Record, at: Partition | None = None) -> Effects:
+    """What a task makes of one record."""
     effects = Effects()
     task.apply(at or task.inputs[0], [record], NOW_MS, effects)
     return effects
@@ -425,8 +464,8 @@ def test_no_bytes_break_a_reader(value, key):
         except Malformed as error:
             str(error).encode()
     for reader in READERS.values():
-        for _, error in reader.read_many(0, [record]).refused:
-            str(error).encode()
+        for _, refusal in reader.read_many(0, [record]).refused:
+            str(refusal).encode()
     codec.read_hops([record], 3)
 
 
@@ -487,9 +526,10 @@ def test_hop_of_other_features_is_refused():
         id_hash=st.integers(0, 2**64 - 1),
         other_hash=st.integers(0, 2**64 - 1),
         label=st.sampled_from([-1, 0, 1]),
-        guard=st.lists(
-            st.tuples(st.integers(0, 1_023), st.integers(0, 2**62)), max_size=5
-        ).map(tuple),
+        guard=st.lists(st.tuples(st.integers(0, 1_023), st.integers(0, 2**62)), max_size=5).map(
+            tuple
+        ),
+        revision=st.integers(0, 255),
     ),
 )
 def test_changelog_row_is_read_as_it_was_written(key, slot, value):
@@ -505,7 +545,9 @@ def test_feedback_is_read_as_it_was_written():
 
 def test_headers_are_cloudevents_and_pass_the_trace_on():
     """CloudEvents in binary mode: the four required attributes, content type, trace context."""
-    headers = dict(codec.headers_of("score", "transactions/3/17", "transactions/3/17", b"00-1-2-01"))
+    headers = dict(
+        codec.headers_of("score", "transactions/3/17", "transactions/3/17", b"00-1-2-01")
+    )
     assert b"1.0" == headers["ce_specversion"]
     assert b"transactions/3/17" == headers["ce_id"]
     assert b"weir.score.v1" == headers["ce_type"]

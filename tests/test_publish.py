@@ -6,7 +6,7 @@ import asyncio
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -20,10 +20,11 @@ from app import codec, files
 from app import publish as publishing
 from app.config import Settings, load
 from app.core.features import FeaturePlan
-from app.errors import Malformed, Refused, Undelivered
+from app.errors import Refused, Undelivered
 from app.files import Columns, due_order, read_columns, write_rows
-from app.publish import AtRate, Free, InEventTime, Item, items_of, n_items, publish, send_of
+from app.publish import AtRate, Free, InEventTime, items_of, n_items, publish, send_of
 from app.records import Record, Send
+from app.synth import Item
 from app.topics import Topics, partition_of
 
 CARD = load(profile="card")
@@ -31,6 +32,7 @@ T0 = 1_704_067_200_000
 
 
 def table(**over: Any) -> dict[str, list[Any]]:
+    """Three payments as columns of a file."""
     return {
         "transaction_id": ["a", "b", "c"],
         "event_time": [T0, T0 + 1_000, T0 + 2_000],
@@ -43,6 +45,7 @@ def table(**over: Any) -> dict[str, list[Any]]:
 
 
 def written(folder: Path, columns: dict[str, list[Any]], suffix: str = ".parquet") -> Path:
+    """A file of these columns."""
     path = folder / f"payments{suffix}"
     write_rows(path, columns)
     return path
@@ -132,21 +135,19 @@ def test_files_and_codec_agree_on_seconds():
 
 
 @pytest.mark.parametrize(
-    ("over", "error", "named"),
+    ("over", "named"),
     [
-        ({"amount": [1.0, None, 2.0]}, Malformed, "row 1: amount is null"),
-        ({"amount": [1.0, math.inf, 2.0]}, Malformed, "row 1: amount is inf"),
-        ({"amount": ["1", "x", "2"]}, Malformed, "amount"),
-        ({"card_id": ["1", "2", None]}, Malformed, "row 2: card_id is null"),
-        ({"is_fraud": [0, 1, 2]}, Malformed, "row 2: is_fraud is 2"),
-        ({"event_time": ["2024-01-01", "soon", "2024-01-02"]}, Malformed, 'event_time is "soon"'),
+        ({"amount": [1.0, None, 2.0]}, "row 1: amount is null"),
+        ({"amount": [1.0, math.inf, 2.0]}, "row 1: amount is inf"),
+        ({"amount": ["1", "x", "2"]}, 'row 1: amount is "x"'),
+        ({"card_id": ["1", "2", None]}, "row 2: card_id is null"),
+        ({"is_fraud": [0, 1, 2]}, "row 2: is_fraud is 2"),
+        ({"event_time": ["2024-01-01", "soon", "2024-01-02"]}, 'row 1: event_time is "soon"'),
     ],
 )
-def test_what_cannot_be_read_names_row_and_value(
-    tmp_path: Path, over: dict[str, Any], error: type[Exception], named: str
-):
+def test_what_cannot_be_read_names_row_and_value(tmp_path: Path, over: dict[str, Any], named: str):
     """An error says where, what, and what was expected."""
-    with pytest.raises(error, match=named):
+    with pytest.raises(Refused, match=named):
         read_columns(written(tmp_path, table(**over)), CARD)
 
 
@@ -188,8 +189,9 @@ def test_an_optional_number_may_be_absent(tmp_path: Path):
 
 
 def stream_of(tmp_path: Path, delay_ms: int, **kwargs: Any) -> list[tuple[str, str, int]]:
+    """Items of three payments, one of them unlabelled: kind, id, time."""
     columns = read_columns(written(tmp_path, table(is_fraud=[0, None, 1])), CARD)
-    found = []
+    found: list[tuple[str, str, int]] = []
     for item in items_of(columns, CARD, delay_ms, **kwargs):
         assert isinstance(item.value, dict)
         found.append((item.kind, item.value["transaction_id"], item.time_ms - T0))
@@ -248,21 +250,53 @@ class Recorder:
         self.is_stopped = False
 
     def __call__(self, settings: Settings) -> Recorder:
+        """Stand in for the class."""
         return self
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Connect to nothing."""
 
     async def stop(self) -> None:
+        """Note it."""
         self.is_stopped = True
 
     async def deliver(self, sends: list[Send]) -> None:
+        """Keep a batch, or fail."""
         if self.fails_at is not None and len(self.batches) >= self.fails_at:
             raise Undelivered("the broker is away")
         self.batches.append(sends)
         await asyncio.sleep(0)
 
 
+class NoAdmin:
+    """Topics that are as they should be, but for what it was told."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.told = problems
+
+    def __call__(self, settings: Settings) -> NoAdmin:
+        """Stand in for the class."""
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def problems(self, topics: object) -> list[str]:
+        """What was told."""
+        return self.told
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, sender: Recorder, *problems: str) -> None:
+    """Publish into a recorder."""
+    monkeypatch.setattr(publishing, "Sender", sender)
+    monkeypatch.setattr(publishing, "Admin", NoAdmin(list(problems)))
+
+
 def numbered(n: int) -> list[Item]:
+    """A stream of n numbers."""
     return [Item(i, "transaction", b"k", {"i": i}) for i in range(n)]
 
 
@@ -274,7 +308,7 @@ async def test_everything_is_sent_once_and_in_order(monkeypatch: pytest.MonkeyPa
         nonlocal seen
         seen += len(batch)
 
-    monkeypatch.setattr(publishing, "Sender", sender)
+    faked(monkeypatch, sender)
     published = await publish(numbered(10_000), CARD, Free(), on_batch=count)
     sent = [msgspec.json.decode(s.value or b"")["i"] for batch in sender.batches for s in batch]
     assert list(range(10_000)) == sent
@@ -287,11 +321,20 @@ async def test_everything_is_sent_once_and_in_order(monkeypatch: pytest.MonkeyPa
 async def test_what_was_not_acknowledged_is_not_counted(monkeypatch: pytest.MonkeyPatch):
     """A failing broker ends the publishing, and the count holds what came before."""
     sender, published = Recorder(fails_at=1), publishing.Published()
-    monkeypatch.setattr(publishing, "Sender", sender)
+    faked(monkeypatch, sender)
     with pytest.raises(Undelivered):
         await publish(numbered(10_000), CARD, Free(), published=published)
     assert 4_096 == published.n
     assert sender.is_stopped
+
+
+async def test_nothing_is_sent_to_topics_that_differ(monkeypatch: pytest.MonkeyPatch):
+    """Missing topics, or others' partitions, are refused before the first record."""
+    sender = Recorder()
+    faked(monkeypatch, sender, "labels does not exist; run `weir topics create`")
+    with pytest.raises(Refused, match="topics create"):
+        await publish(numbered(1), CARD, Free())
+    assert [] == sender.batches
 
 
 @pytest.mark.parametrize(

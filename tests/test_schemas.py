@@ -13,12 +13,13 @@ from app.cli import cli
 from app.config import Settings, load
 from app.core.features import FeaturePlan
 from app.core.policy import Policy
+from app.errors import Malformed
 from app.join import JoinStage
 from app.learning import LearnStage
 from app.metrics import Metrics
 from app.records import Drift, ModelVersion, Record, Send
 from app.stages import EntityStage
-from app.tasks import Effects
+from app.tasks import Effects, Stage
 from app.topics import Topics
 from app.worker import fresh_champion
 
@@ -33,6 +34,7 @@ GOOD = {
 
 
 def check(name: str, value: bytes | None) -> None:
+    """Raise if a value is not what its schema says."""
     assert value is not None
     Draft202012Validator(SCHEMAS[name]).validate(json.loads(value))
 
@@ -63,7 +65,7 @@ def flow() -> list[Send]:
     plan = FeaturePlan.of(CARD.features, CARD.transaction.entities)
     topics, metrics, champion = Topics.of(CARD), Metrics(), fresh_champion(CARD, plan)
     policy = Policy(threshold=0.0)
-    stages = [
+    stages: list[Stage] = [
         EntityStage(CARD, topics, plan, champion, policy, metrics, 0),
         EntityStage(CARD, topics, plan, champion, policy, metrics, 1),
         JoinStage(CARD, topics, metrics),
@@ -158,6 +160,7 @@ SENT: list[tuple[dict[str, Any], bool]] = [
 
 
 def agree(schema: dict[str, Any], value: dict[str, Any], *, is_read: bool) -> None:
+    """Compare the schema's word with the reader's."""
     assert is_read == Draft202012Validator(schema).is_valid(value), value
 
 
@@ -187,7 +190,7 @@ def test_schema_of_labels_lets_pass_what_the_reader_reads(changed, expected):
     record = Record(0, b"t1", json.dumps(value).encode(), NOW_MS)
     try:
         codec.LabelReader(CARD.label).read(record)
-    except codec.Malformed:
+    except Malformed:
         assert not expected
     else:
         assert expected
@@ -196,16 +199,19 @@ def test_schema_of_labels_lets_pass_what_the_reader_reads(changed, expected):
 
 def test_declared_schema_is_the_published_one():
     """Optional fields, open objects, negative amounts, units: as the configuration has them."""
-    made = Settings(
-        transaction={
+    made = Settings.model_validate({
+        "transaction": {
             "amount": "sum", "negative_amounts": True, "numbers": ["x"], "optional": ["x", "land"],
             "categories": ["land"], "unknown_fields": "ignore", "time_unit": "ms",
         },
-        features=[{"kind": "number", "field": "sum"}],
-    )  # fmt: skip
+        "features": [{"kind": "number", "field": "sum"}],
+    })  # fmt: skip
     schema = schemas.schemas_of(made)["transactions"]
     value = {"transaction_id": "a", "event_time": 1, "sum": -5}
-    for extra in ({}, {"x": None, "land": None}, {"x": 1, "land": "DE"}, {"more": {}}):
+    extras: list[dict[str, Any]] = [
+        {}, {"x": None, "land": None}, {"x": 1, "land": "DE"}, {"more": {}},
+    ]  # fmt: skip
+    for extra in extras:
         agree(schema, {**value, **extra}, is_read=True)
     for wrong in ({"event_time": "2020-01-01T00:00:00Z"}, {"x": "1"}, {"land": 1.5}):
         agree(schema, {**value, **wrong}, is_read=False)

@@ -45,6 +45,7 @@ def signed(body: bytes, key: bytes = KEY) -> bytes:
 
 
 def packed(pickled: bytes) -> bytes:
+    """A pickle, well signed."""
     return signed(zlib.compress(pickled, 1))
 
 
@@ -193,10 +194,12 @@ def test_class_that_is_gone_is_refused():
 
 
 def record(offset: int, value: bytes | None, key: bytes = b"champion/0") -> Record:
+    """A record of the models topic."""
     return Record(offset, key, value, 0)
 
 
 def at(position: int, key: bytes = SECRET) -> bytes:
+    """A snapshot of a learner at a position."""
     learner = new_learner(STREAM, PLAN)
     learner.position = position
     return seal(learner, key)

@@ -31,82 +31,123 @@ from app.transport import Flow, Lease, Sender
 #: look at when it changes.
 RELIED_ON: dict[str, tuple[Any, str, str]] = {
     "faust Consumer.__init__": (
-        FaustConsumer.__init__, "302410d59e69",
+        FaustConsumer.__init__,
+        "302410d59e69",
         "Consumer calls it; its state (app, callback, transport) must still be what we expect",
     ),
     "faust Consumer.stop_flow": (
-        FaustConsumer.stop_flow, "cf7e875a2b0d", "our stop_flow calls it and clears _flowing",
+        FaustConsumer.stop_flow,
+        "cf7e875a2b0d",
+        "our stop_flow calls it and clears _flowing",
     ),
     "faust Consumer.resume_flow": (
-        FaustConsumer.resume_flow, "db59630f25b5", "our resume_flow calls it and sets _flowing",
+        FaustConsumer.resume_flow,
+        "db59630f25b5",
+        "our resume_flow calls it and sets _flowing",
     ),
     "faust Consumer._drain_messages": (
-        FaustConsumer._drain_messages, "44a2500309e8",
+        FaustConsumer._drain_messages,
+        "44a2500309e8",
         "replaced by our loop: what it did besides draining must be looked at again",
     ),
     "faust Consumer.on_partitions_revoked": (
-        FaustConsumer.on_partitions_revoked, "d04b7ae72c6f",
+        FaustConsumer.on_partitions_revoked,
+        "d04b7ae72c6f",
         "must still wait for wait_empty before the group goes on",
     ),
     "faust Consumer.on_partitions_assigned": (
-        FaustConsumer.on_partitions_assigned, "29ce96596f05",
+        FaustConsumer.on_partitions_assigned,
+        "29ce96596f05",
         "must still lead to TableManager.on_rebalance with the generation id",
     ),
     "faust Consumer.wait_empty": (
-        FaustConsumer.wait_empty, "e4662fe24f09", "replaced: who calls it, and when, must be looked at",
+        FaustConsumer.wait_empty,
+        "e4662fe24f09",
+        "replaced: who calls it, and when, must be looked at",
     ),
     "faust Consumer._commit": (
-        FaustConsumer._commit, "99bb6b42fc09", "replaced by nothing: Faust must have no other way to commit",
+        FaustConsumer._commit,
+        "99bb6b42fc09",
+        "replaced by nothing: Faust must have no other way to commit",
     ),
     "faust Consumer.commit": (
-        FaustConsumer.commit, "a354437baaa0", "replaced by nothing: Faust must have no other way to commit",
+        FaustConsumer.commit,
+        "a354437baaa0",
+        "replaced by nothing: Faust must have no other way to commit",
     ),
     "faust Consumer.on_task_error": (
-        FaustConsumer.on_task_error, "0d7f23d0bb26", "an error in a batch must still end the process",
+        FaustConsumer.on_task_error,
+        "0d7f23d0bb26",
+        "an error in a batch must still end the process",
     ),
     "faust Fetcher": (
-        base.Fetcher, "c922e4ab78d9", "runs _drain_messages and stops it; we start it by maybe_start",
+        base.Fetcher,
+        "c922e4ab78d9",
+        "runs _drain_messages and stops it; we start it by maybe_start",
     ),
     "faust TableManager.__init__": (TableManager.__init__, "f13ed9db7ccd", "Restorer calls it"),
     "faust TableManager.on_start": (
-        TableManager.on_start, "365dd25fbc0e", "replaced: the two events it sets are set by ours",
+        TableManager.on_start,
+        "365dd25fbc0e",
+        "replaced: the two events it sets are set by ours",
     ),
-    "faust TableManager.on_stop": (TableManager.on_stop, "351be149c036", "replaced: it stops the fetcher"),
+    "faust TableManager.on_stop": (
+        TableManager.on_stop,
+        "351be149c036",
+        "replaced: it stops the fetcher",
+    ),
     "faust TableManager.on_rebalance": (
-        TableManager.on_rebalance, "2d2c23a07bf5", "replaced: called once for every assignment",
+        TableManager.on_rebalance,
+        "2d2c23a07bf5",
+        "replaced: called once for every assignment",
     ),
     "faust TableManager.on_partitions_revoked": (
-        TableManager.on_partitions_revoked, "382852adff42", "replaced by nothing",
+        TableManager.on_partitions_revoked,
+        "382852adff42",
+        "replaced by nothing",
     ),
     "faust App._on_partitions_revoked": (
-        App._on_partitions_revoked, "d5c895bbe57d", "stops the flow and waits for the batch in hand",
+        App._on_partitions_revoked,
+        "d5c895bbe57d",
+        "stops the flow and waits for the batch in hand",
     ),
     "faust App._on_partitions_assigned": (
-        App._on_partitions_assigned, "de932b7927db", "calls tables.on_rebalance; nothing may flow before",
+        App._on_partitions_assigned,
+        "de932b7927db",
+        "calls tables.on_rebalance; nothing may flow before",
     ),
     "faust App._stop_consumer": (
-        App._stop_consumer, "55854a5de12c", "a graceful stop must wait for wait_empty",
+        App._stop_consumer,
+        "55854a5de12c",
+        "a graceful stop must wait for wait_empty",
     ),
     "faust BootStrategy": (BootStrategy, "ecc05db10abc", "_Boot turns its Kafka producer off"),
     "faust driver Transport": (driver.Transport, "966a67907f33", "our Transport derives from it"),
     "aiokafka GroupCoordinator._do_heartbeat": (
-        GroupCoordinator._do_heartbeat, "dc1d6632aaa6",
+        GroupCoordinator._do_heartbeat,
+        "dc1d6632aaa6",
         "wrapped: true must still mean that the coordinator knows us, false that it does not",
     ),
     "aiokafka GroupCoordinator._heartbeat_routine": (
-        GroupCoordinator._heartbeat_routine, "61d010289522", "must still call self._do_heartbeat()",
+        GroupCoordinator._heartbeat_routine,
+        "61d010289522",
+        "must still call self._do_heartbeat()",
     ),
     "aiokafka GroupCoordinator.fetch_committed_offsets": (
-        GroupCoordinator.fetch_committed_offsets, "6c049c737916",
+        GroupCoordinator.fetch_committed_offsets,
+        "6c049c737916",
         "gives OffsetAndMetadata with the note beside the offset",
     ),
     "aiokafka AIOKafkaConsumer.subscribe": (
-        AIOKafkaConsumer.subscribe, "6646b38fc4b9", "the coordinator that we wrap must be there after it",
+        AIOKafkaConsumer.subscribe,
+        "6646b38fc4b9",
+        "the coordinator that we wrap must be there after it",
     ),
-}  # fmt: skip
+}
 
 
 def source_hash(what: Any) -> str:
+    """The first 12 characters of the SHA-256 of a source."""
     return hashlib.sha256(inspect.getsource(what).encode()).hexdigest()[:12]
 
 
@@ -138,6 +179,7 @@ class FakeSender(Sender):
         self.fail_at = fail_at
 
     async def deliver(self, sends: Iterable[Send]) -> None:
+        """Keep them, or fail."""
         if len(self.delivered) == self.fail_at:
             raise Undelivered("not acknowledged")
         self.delivered.append(list(sends))
@@ -147,31 +189,37 @@ class FakeTask:
     """Sends on what it gets, keeps a row of state for it."""
 
     def __init__(self, number: int) -> None:
-        self.inputs = (Partition("in", number),)
+        self.inputs: tuple[Partition, ...] = (Partition("in", number),)
         self.n_ticks = 0
         self.was_last = False
 
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
+        """Nothing to read again."""
         return []
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
         """Nothing to restore."""
 
     def start(self) -> Mapping[Partition, int]:
+        """Where the offsets say."""
         return {}
 
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:
+        """One of each kind for every record."""
         for record in records:
+            effects.first.append(Send("first", 0, record.key, record.value))
             effects.outputs.append(Send("out", 0, record.key, record.value))
             effects.state.append(Send("state", partition.partition, record.key, record.value))
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
+        """Count."""
         self.n_ticks += 1
         self.was_last = is_last
 
     def note(self, partition: Partition, offset: int) -> str:
+        """Which offset it was asked for."""
         return f"note {offset}"
 
 
@@ -179,9 +227,10 @@ class FakeStage:
     """Tasks by partition."""
 
     name = "fake"
-    topics = ("in",)
+    topics: tuple[str, ...] = ("in",)
 
     def task(self, partition: int) -> FakeTask:
+        """Return a new one."""
         return FakeTask(partition)
 
 
@@ -204,6 +253,7 @@ IN = Partition("in", 0)
 
 
 def flow_of(sender: FakeSender | None = None) -> Flow:
+    """A flow of two tasks, with a lease."""
     flow = Flow(SETTINGS, [FakeStage()], Metrics())
     flow.sender = sender or FakeSender()
     flow.own([IN, Partition("in", 1)])
@@ -212,20 +262,22 @@ def flow_of(sender: FakeSender | None = None) -> Flow:
 
 
 def batch(*offsets: int) -> dict[Partition, list[Record]]:
+    """Records at these offsets."""
     return {IN: [Record(offset, b"k", b"v", 0) for offset in offsets]}
 
 
 def sent(flow: Flow) -> list[str]:
+    """The topics of all that was delivered, in order."""
     assert isinstance(flow.sender, FakeSender)
     return [send.topic for batch_ in flow.sender.delivered for send in batch_]
 
 
-async def test_outputs_come_before_state_and_state_before_offsets(clock):
-    """The one order: acknowledged outputs, acknowledged state, and only then what is due."""
+async def test_what_is_written_is_written_in_one_order(clock):
+    """First what outputs tell of, then outputs, then state; only then an offset is due."""
     flow = flow_of()
     assert {} == flow.due()
     await flow.run(batch(5, 6), is_last=False)
-    assert ["out", "out", "state", "state"] == sent(flow)
+    assert ["first", "first", "out", "out", "state", "state"] == sent(flow)
     assert {IN: Committed(7, "note 7")} == flow.due()
     flow.committed(flow.due())
     assert {} == flow.due()
@@ -241,7 +293,7 @@ async def test_every_task_is_asked_what_is_due_by_the_clock(clock):
     assert [(2, True)] * 2 == [(t.n_ticks, t.was_last) for t in flow.tasks.values()]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("fail_at", "delivered"), [(0, []), (1, ["out"])])
+@pytest.mark.parametrize(("fail_at", "delivered"), [(0, []), (1, ["first"]), (2, ["first", "out"])])
 async def test_undelivered_batch_is_not_committed(clock, fail_at, delivered):
     """Neither its outputs nor its state may be missing behind a committed offset."""
     flow = flow_of(FakeSender(fail_at))
@@ -261,7 +313,7 @@ async def test_expired_lease_is_noticed_before_anything_is_written(clock):
     assert ([], {}) == (sent(flow), flow.due())
 
 
-async def test_lease_that_expires_while_outputs_are_sent_stops_the_state(clock):
+async def test_lease_that_expires_on_the_way_stops_what_follows(clock):
     """It is looked at before every write, not once a turn."""
 
     class Slow(FakeSender):
@@ -272,7 +324,7 @@ async def test_lease_that_expires_while_outputs_are_sent_stops_the_state(clock):
     flow = flow_of(Slow())
     with pytest.raises(Fenced):
         await flow.run(batch(5), is_last=False)
-    assert (["out"], {}) == (sent(flow), flow.due())
+    assert (["first"], {}) == (sent(flow), flow.due())
 
 
 async def test_heartbeat_that_is_answered_renews_the_lease(clock):
@@ -347,6 +399,7 @@ class FakeBatch:
         self.values: list[bytes | None] = []
 
     def append(self, *, key: Any, value: Any, timestamp: Any, headers: Any) -> object | None:
+        """None where there is no more room."""
         if len(self.values) == 2:
             return None
         self.values.append(value)
@@ -361,9 +414,11 @@ class FakeProducer:
         self.sent: list[tuple[str, int, list[bytes | None]]] = []
 
     def create_batch(self) -> FakeBatch:
+        """Make room."""
         return FakeBatch()
 
     async def send_batch(self, made: FakeBatch, topic: str, *, partition: int) -> Any:
+        """Promise an acknowledgement."""
         self.sent.append((topic, partition, list(made.values)))
 
         async def acknowledged() -> None:
@@ -374,6 +429,7 @@ class FakeProducer:
 
 
 def sender_of(producer: FakeProducer) -> Sender:
+    """A sender with a producer of ours."""
     sender = Sender(SETTINGS)
     sender._producer = producer
     return sender

@@ -49,6 +49,7 @@ class SlotValue(NamedTuple):
     other_hash: int
     label: int  # UNKNOWN, LEGITIMATE, FRAUD
     guard: tuple[tuple[int, int], ...]  # (upstream partition, highest source offset applied)
+    revision: int = 0  # how often the label has changed, up to 255: the guard of the label
 
 
 def hash_id(text: str) -> int:
@@ -100,9 +101,12 @@ class EntityStore:
         self._ids = np.zeros((_ROOM, BLOCK), np.uint64)
         self._others = np.zeros((_ROOM, BLOCK), np.uint64)
         self._labels = np.full((_ROOM, BLOCK), UNKNOWN, np.int8)
+        self._revisions = np.zeros((_ROOM, BLOCK), np.uint8)
         self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
         self.touched: dict[Slot, tuple[int, ...]] = {}  # slot: the guard when it was written
         self._gone: list[Slot] = []
+        self._captured: list[tuple[Slot, SlotValue | None]] = []  # of earlier parts of a batch
+        self._is_round = False  # a ring would go round within the part of the batch at hand
         #: Highest source offset applied of each upstream partition, whatever the entity.
         self._passed = np.full(self.upstreams, -1, np.int64)
         #: (entity, id) -> (label, its offset): labels ahead of their transaction
@@ -122,6 +126,7 @@ class EntityStore:
             self._ids,
             self._others,
             self._labels,
+            self._revisions,
             self._sequences,
         )
         return sum(column.nbytes for column in (*columns, *pool))
@@ -150,6 +155,10 @@ class EntityStore:
         whom = np.fromiter(map(hash_id, others), np.uint64, n)
         start = 0
         while start < n:
+            if self._is_round:
+                # A ring that went round writes its slots twice: of a batch that was half
+                # delivered no row may be missing before one that arrived.
+                self._captured, self._is_round = self.changes(), False
             rows = self._rows_of(keys, start)
             part = slice(start, start + len(rows))
             self._ensure_blocks(len(rows))
@@ -182,6 +191,8 @@ class EntityStore:
             fresh = status[part] == APPLIED
             np.maximum.at(self._last_ms, rows[fresh], times_ms[part][fresh])
             np.maximum.at(self._passed, upstreams[part][fresh], offsets[part][fresh])
+            new = slots[part][fresh]
+            self._revisions[self._table[rows[fresh], new // BLOCK], new % BLOCK] = 0
             guards: dict[str, list[int]] = {}
             for at in (np.flatnonzero(fresh) + part.start).tolist():
                 # The guard as it stood then: of a batch that was half delivered only the rows
@@ -224,7 +235,7 @@ class EntityStore:
                 label = FRAUD if is_fraud else LEGITIMATE
                 if self._labels[block, at] == label:
                     return False
-                self._labels[block, at] = label
+                self._label((block, at), label)
                 self._touch(key, slot, tuple(self._guards[row].tolist()))
                 return True
         return False
@@ -243,7 +254,11 @@ class EntityStore:
     def _meet(self, key: str, id_hash: int, slot: int) -> None:
         label, _ = self._expected.pop((key, id_hash), (UNKNOWN, -1))
         if label != UNKNOWN:
-            self._labels[self._table[self.rows[key], slot // BLOCK], slot % BLOCK] = label
+            self._label((self._table[self.rows[key], slot // BLOCK], slot % BLOCK), label)
+
+    def _label(self, place: tuple[Any, int], label: int) -> None:
+        self._labels[place] = label
+        self._revisions[place] = min(int(self._revisions[place]) + 1, 255)
 
     def history(self, key: str) -> list[tuple[int, float, int]]:
         """(time_ms, amount, label) of the transactions held of an entity, oldest first."""
@@ -262,10 +277,11 @@ class EntityStore:
 
         What was let go comes first: an entity that left may have come back since, as a new one.
         """
+        before, self._captured = self._captured, []
         gone: list[tuple[Slot, SlotValue | None]] = [(slot, None) for slot in self._gone]
         changed = [(slot, self._read(*slot, guard)) for slot, guard in self.touched.items()]
         self.touched, self._gone = {}, []
-        return gone + changed
+        return before + gone + changed
 
     def restore(self, slots: Iterable[tuple[Slot, SlotValue | None]]) -> None:
         """Take rows of the changelog in the order of the log.
@@ -290,12 +306,13 @@ class EntityStore:
                 self._guards[row, upstream] = max(self._guards[row, upstream], offset)
                 self._passed[upstream] = max(self._passed[upstream], offset)
             held = self._sequences[place]
-            if value.sequence < held or (value.sequence == held and value.label == UNKNOWN):
+            revision = int(self._revisions[place])
+            if value.sequence < held or (value.sequence == held and value.revision <= revision):
                 continue
             self._sequences[place] = value.sequence
             self._times[place], self._amounts[place] = value.time_ms, value.amount
             self._ids[place], self._others[place] = value.id_hash, value.other_hash
-            self._labels[place] = value.label
+            self._labels[place], self._revisions[place] = value.label, value.revision
             self._counts[row] = max(self._counts[row], value.sequence + 1)
             self._last_ms[row] = max(self._last_ms[row], value.time_ms)
 
@@ -317,12 +334,23 @@ class EntityStore:
             int(self._others[place]),
             int(self._labels[place]),
             tuple((p, offset) for p, offset in enumerate(guard) if offset >= 0),
+            int(self._revisions[place]),
         )
 
     def _rows_of(self, keys: Sequence[str], start: int) -> NDArray[np.int64]:
-        """Rows of ``keys[start:]``, up to the first for which an entity would have to leave."""
+        """Rows of ``keys[start:]``, up to the first that needs another part of the batch.
+
+        That is one for which an entity would have to leave, or whose ring would go round.
+        """
+        may_go_round = len(keys) - start > self.history_max
+        times: dict[str, int] = {}
         rows: list[int] = []
         for key in keys[start:]:
+            if may_go_round:
+                times[key] = times.get(key, 0) + 1
+                if times[key] > self.history_max:
+                    self._is_round = True
+                    break
             row = self.rows.get(key)
             if row is None:
                 if len(self.rows) >= self.entities_max:
@@ -354,6 +382,7 @@ class EntityStore:
             self._ids = _doubled(self._ids, 0)
             self._others = _doubled(self._others, 0)
             self._labels = _doubled(self._labels, UNKNOWN)
+            self._revisions = _doubled(self._revisions, 0)
             self._sequences = _doubled(self._sequences, -1)
             free = np.empty(2 * held, np.int64)
             free[: self._n_free] = self._free[: self._n_free]

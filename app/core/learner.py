@@ -18,6 +18,7 @@ import numpy as np
 from app.core.entity import hash_id
 from app.core.evaluation import Evaluation
 from app.core.monitor import Monitor
+from app.core.novelty import Novelty
 from app.core.pending import MATURITY
 from app.core.scoremap import ScoreMap
 from app.records import Drift, Example, LabelOutcome, ModelVersion, Summary, Verdict
@@ -53,6 +54,7 @@ class Learner:
     corrections: Literal["ignore", "relearn"] = "ignore"
     learnt_max: int = 65_536
     drift_delta: float = 0.002
+    cold_start: int = 0
     position: int = -1
     n_learned: int = 0
     n_frauds: int = 0
@@ -67,12 +69,21 @@ class Learner:
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
         self.evaluation = Evaluation()
         self.scores = ScoreMap()
+        self.novelty = Novelty.of(len(self.model.features))
         self.monitor = Monitor(delta=self.drift_delta)
 
     @property
     def version(self) -> ModelVersion:
         """Which model this is: a name, a position and a digest of all that was learnt."""
         return ModelVersion(self.name, self.position, self.digest)
+
+    @property
+    def trust(self) -> float:
+        """Share of the model in a score, [0, 1]: the rest is told without labels (``novelty``).
+
+        It grows with the frauds learnt, up to ``cold_start`` of them.
+        """
+        return min(1.0, self.n_frauds / self.cold_start) if self.cold_start else 1.0
 
     def apply(self, records: Sequence[tuple[int, Example | Summary | Verdict]]) -> LearnerEffects:
         """Learn from (offset, record) in the order of the log."""
@@ -160,6 +171,9 @@ class Learner:
             return
         self.summarised[summary.partition] = summary.last_offset
         self.scores.update(np.array(summary.bins, np.int64), summary.last_time_ms)
+        if len(summary.feature_means) == len(self.novelty.means):
+            means = np.array(summary.feature_means, np.float64)
+            self.novelty.merge(summary.n, means, np.array(summary.feature_squares))
         effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
 
     def _learn(self, batch: Sequence[Example]) -> None:

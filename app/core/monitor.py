@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from app.records import Example, Summary
 
 
+#: A tenth: with enough values ADWIN is sure of changes that nobody would act upon.
+CHANGE_MIN = 0.1
+
+
 class Change(NamedTuple):
     """A detector's verdict: what changed, from what to what, since when (event time)."""
 
@@ -60,6 +64,8 @@ class Watch:
             return None
         back = min(max(int(self.detector.width), 1), len(self.times_ms))
         before, self.steady = self.steady, self.detector.estimation
+        if abs(self.steady - before) < CHANGE_MIN * max(self.steady, before):
+            return None
         return Change(self.kind, self.subject, before, self.steady, self.times_ms[-back], time_ms)
 
 

@@ -33,7 +33,7 @@ from app.core.scoremap import bins_of
 from app.records import Example, LabelOutcome, Position, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from app.records import Outcome, Record, Score
 
@@ -332,6 +332,7 @@ class Join:
         if at.offset % SUMMARY_SCORES != SUMMARY_SCORES - 1 and len(self._run) < SUMMARY_SCORES:
             return
         run, self._run = self._run, []
+        means, squares = moments(run)
         effects.examples.append(
             Summary(
                 partition=at.partition,
@@ -340,6 +341,8 @@ class Join:
                 n=len(run),
                 n_alerts=sum(s.is_alert for s in run),
                 mean_score=sum(s.score for s in run) / len(run),
+                feature_means=means,
+                feature_squares=squares,
                 bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
                 first_time_ms=min(s.time_ms for s in run),
                 last_time_ms=max(s.time_ms for s in run),
@@ -368,6 +371,17 @@ def _pruned(
     if len(heap) <= _room(n):
         return heap
     return sorted({one for one in heap if is_alive(*one)})  # a sorted list is a heap
+
+
+def moments(run: Sequence[Score]) -> tuple[list[float | None], list[float]]:
+    """Mean of each feature over a run of scores, and the sum of squared deviations from it."""
+    rows = np.array([score.features for score in run], np.float64)
+    there = ~np.isnan(rows)
+    n = there.sum(axis=0)
+    means = np.where(there, rows, 0.0).sum(axis=0) / np.maximum(n, 1)
+    squares = np.where(there, (rows - means) ** 2, 0.0).sum(axis=0)
+    known: list[float | None] = [m if k else None for m, k in zip(means.tolist(), n, strict=True)]
+    return known, squares.tolist()
 
 
 def example_of(

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.core.entity import EntityStore
+    from app.core.learner import Learner
     from app.core.models import Model
+    from app.core.novelty import Novelty
     from app.core.policy import Policy
     from app.core.scoremap import ScoreMap
     from app.records import Reason
@@ -103,13 +105,38 @@ class Champion:
     model: Model
     version: ModelVersion
     scores: ScoreMap | None = None
+    novelty: Novelty | None = None
+    trust: float = 1.0  # share of the model in a score; the rest is the novelty's
 
-    def adopt(self, model: Model, version: ModelVersion, scores: ScoreMap | None = None) -> bool:
+    def adopt(self, model: Model, version: ModelVersion) -> bool:
         """Follow a newer model; return whether it was newer."""
         if version.position < self.version.position:
             return False
-        self.model, self.version, self.scores = model, version, scores
+        self.model, self.version = model, version
         return True
+
+    def follow(self, learner: Learner) -> bool:
+        """Adopt a learner's model with all that decides beside it; return whether it was newer."""
+        if not self.adopt(learner.model, learner.version):
+            return False
+        self.scores, self.novelty, self.trust = learner.scores, learner.novelty, learner.trust
+        return True
+
+    def score_many(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores of rows, shape (n, d): the model's, or before it has learnt enough a mixture."""
+        if self.trust >= 1.0 or self.novelty is None:
+            return self.model.score_many(rows)
+        unlike = self.novelty.score_many(rows)
+        if self.trust <= 0.0:
+            return unlike
+        return self.trust * self.model.score_many(rows) + (1.0 - self.trust) * unlike
+
+    def contributions(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each feature adds to the margins, shape (n, d + 1), mixed as the scores are."""
+        if self.trust >= 1.0 or self.novelty is None:
+            return self.model.contributions(rows)
+        known = self.trust * self.model.contributions(rows)
+        return known + (1.0 - self.trust) * self.novelty.contributions(rows)
 
     def line(self, policy: Policy) -> float | None:
         """The score above which the policy's budget of alerts lies; None: none, or not known."""
@@ -141,17 +168,20 @@ def decide(
     reasons_max: int,
 ) -> Decisions:
     """Score a batch, apply the policy, explain what becomes an alert."""
-    scores = champion.model.score_many(batch.rows)
+    scores = champion.score_many(batch.rows)
     line = champion.line(policy)
     keys = dict(zip(entities, batch.keys, strict=True))
     verdicts = policy.assess(scores, batch.amounts, keys, batch.ids, line)
     at = np.flatnonzero(verdicts.fired != NOTHING)
     told: dict[int, list[Reason]] = {}
     if len(at) and reasons_max:
-        shares = champion.model.contributions(batch.rows[at])
+        shares = champion.contributions(batch.rows[at])
         told = {
             int(i): reasons(names, batch.rows[i], share, reasons_max)
             for i, share in zip(at, shares, strict=True)
         }
     words = {int(i): policy.words(int(verdicts.fired[i]), line) for i in at}
+    if champion.trust < 1.0:
+        cold = f"; {1.0 - champion.trust:.0%} of the score is unlikeness, told without labels"
+        words = {i: text + cold for i, text in words.items()}
     return Decisions(scores, verdicts.alerts, verdicts.propensity, told, words)

@@ -33,9 +33,10 @@ from app.records import LabelOutcome, Score, Send
 from app.topics import Topics
 from app.transport import Reader, Sender
 
-#: The shared file begins with a month in which frauds only begin to be simulated; the four test
-#: weeks end on 2018-09-04.
-PERIOD_MS = (1_525_132_800_000, 1_536_105_600_000)  # 2018-05-01, 2018-09-05
+#: The shared file begins on 2018-04-01, with a month in which frauds only begin to be simulated:
+#: a model whose old examples do not fade begins after it. The test weeks end on 2018-09-04.
+START = {"all": "2018-04-01", "handbook": "2018-05-01"}
+STOP = "2018-09-05"
 PREFIX = "handbook."
 
 
@@ -44,6 +45,18 @@ class Through(StrEnum):
 
     BACKTEST = "backtest"
     KAFKA = "kafka"
+
+
+class Labels(StrEnum):
+    """When labels are known: to the model, and to the features that look at earlier frauds.
+
+    ``7d``: both 7 days after the transaction, to the second. ``D+8``: both when day D + 8 begins.
+    ``book``: as the book has it, the model from day D + 8, its features after 7 days.
+    """
+
+    WEEK = "7d"
+    DAYS = "D+8"
+    BOOK = "book"
 
 
 #: What the card profile's fields are called in the Handbook's columns.
@@ -65,9 +78,10 @@ def configuration(features: str) -> Path:
     return path
 
 
-def period(columns: Columns, start_ms: int, stop_ms: int) -> Columns:
-    """The transactions of a period."""
-    at = slice(*np.searchsorted(columns.times_ms, [start_ms, stop_ms]))
+def period(columns: Columns, start: str, stop: str) -> Columns:
+    """The transactions from one day to another, that one not included."""
+    days = np.array([start, stop], "datetime64[ms]").astype(np.int64)
+    at = slice(*np.searchsorted(columns.times_ms, days))
     return Columns(
         columns.ids[at],
         columns.times_ms[at],
@@ -102,11 +116,10 @@ class Publisher:
             ]
         )
         await self.consumer.seek_to_beginning()
-        order = np.argsort(due_ms, kind="stable")
-        steps = Backtest(self.settings).steps(self.columns, due_ms[order], order)
+        steps = Backtest(self.settings).steps(self.columns, due_ms, due_ms)
         n_labels = 0
         try:
-            for labels, (start, stop) in steps:
+            for labels, _, start, stop in steps:
                 n_labels += len(labels)
                 await self.sender.deliver(self._label(int(i), int(due_ms[i])) for i in labels)
                 await self._until(lambda: self.n_outcomes >= n_labels)  # noqa: B023
@@ -161,11 +174,13 @@ _score = msgspec.json.Decoder(Score).decode
 _outcome = msgspec.json.Decoder(LabelOutcome).decode
 
 
-def through_backtest(settings: Settings, columns: Columns, due_ms: Any) -> dict[str, Any]:
+def through_backtest(
+    settings: Settings, columns: Columns, due_ms: Any, told_ms: Any
+) -> dict[str, Any]:
     """Scores of a backtest, and what it learnt."""
     with progress() as bar:
         shown = bar.add_task("backtest", total=len(columns), note="")
-        found = Backtest(settings).run(columns, due_ms, lambda n: bar.advance(shown, n))
+        found = Backtest(settings).run(columns, due_ms, lambda n: bar.advance(shown, n), told_ms)
     ap = found.learner.evaluation.average_precision
     return {"scores": found.scores, "learned": found.learner.n_learned, "prequential_ap": ap}
 
@@ -200,11 +215,7 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
         Path | None, typer.Option(help="Parquet with the Handbook's columns, used whole.")
     ] = None,
     labels: Annotated[
-        str | None,
-        typer.Option(
-            help="When labels are known: 7d (to the second) or D+8 (whole days); default: D+8, "
-            "and 7d for the book's features, which are defined so."
-        ),
+        Labels | None, typer.Option(help="When labels are known; default: book, through Kafka 7d.")
     ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -219,16 +230,15 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     settings = load(config)
     columns = read_columns(data or data_file("handbook_transactions.parquet"), settings)
     if data is None:
-        columns = period(columns, *PERIOD_MS)
-    known = labels or ("7d" if chosen == "handbook" else "D+8")
-    due_ms = (
-        due_whole_days(columns.times_ms, 8)
-        if known == "D+8"
-        else due_after(columns.times_ms, 7 * 86_400_000)
-    )
+        columns = period(columns, START[chosen], STOP)
+    known = labels or (Labels.WEEK if through is Through.KAFKA else Labels.BOOK)
+    if through is Through.KAFKA and known is Labels.BOOK:
+        raise typer.BadParameter("through Kafka a label is one record: expected 7d or D+8")
+    days, week = due_whole_days(columns.times_ms, 8), due_after(columns.times_ms, 7 * 86_400_000)
+    due_ms = week if known is Labels.WEEK else days
     began = time.monotonic()
     told: dict[str, Any] = {}
-    found = through_backtest(settings, columns, due_ms)
+    found = through_backtest(settings, columns, due_ms, days if known is Labels.DAYS else week)
     told["backtest_seconds"] = round(time.monotonic() - began, 1)
     if through is Through.KAFKA:
         with kafka("handbook") as bootstrap:
@@ -248,7 +258,7 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
         "transactions": len(columns),
         "model": settings.model.name,
         "features": chosen,
-        "labels": known,
+        "labels": known.value,
         **{name: value for name, value in found.items() if name != "scores"},
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **machine(),

@@ -48,7 +48,9 @@ class Reference:
                 seen.label = int(is_fraud)
 
 
-def feature(window: tuple[Any, ...], before: Sequence[Seen], one: Seen) -> float:
+def feature(  # noqa: C901, PLR0911, PLR0912 - one definition after another
+    window: tuple[Any, ...], before: Sequence[Seen], one: Seen
+) -> float:
     """One statistic, by its definition."""
     stat, length, delay, prior = window[:4]
     now = one.time_ms

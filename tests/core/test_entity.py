@@ -57,6 +57,7 @@ def history(
 
 
 def feed(store: EntityStore, batch: list[One]) -> tuple[Any, Any]:
+    """Apply a batch of transactions."""
     return store.apply(
         [one.key for one in batch],
         times_ms=np.array([one.time_ms for one in batch], np.int64),
@@ -69,6 +70,7 @@ def feed(store: EntityStore, batch: list[One]) -> tuple[Any, Any]:
 
 
 def store_of(**bounds: Any) -> EntityStore:
+    """A store of every statistic, with small rings."""
     return EntityStore(WindowPlan.of(WINDOWS), **{"history_max": 32, **bounds})
 
 
@@ -87,6 +89,7 @@ def content(store: EntityStore) -> dict[str, Any]:
 
 
 def batches(ones: list[One], seed: int, largest: int = 40) -> list[list[One]]:
+    """The same transactions in batches of random size."""
     rng, made, at = random.Random(seed), [], 0
     while at < len(ones):
         size = rng.randint(1, largest)
@@ -96,6 +99,7 @@ def batches(ones: list[One], seed: int, largest: int = 40) -> list[list[One]]:
 
 
 def marks(ones: list[One], seed: int) -> list[tuple[str, str, bool]]:
+    """Labels for about a third of some transactions."""
     rng = random.Random(seed)
     return [(o.key, o.id, rng.random() < 0.5) for o in ones if rng.random() < 0.3]
 

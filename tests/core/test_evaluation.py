@@ -8,6 +8,7 @@ from app.core.evaluation import Evaluation
 
 
 def stream(seed: int, n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that tell frauds apart, more or less, and what they were."""
     rng = np.random.default_rng(seed)
     is_fraud = rng.random(n) < share
     odds = rng.normal(size=n) * 2 + 2.0 * is_fraud - 4

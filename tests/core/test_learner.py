@@ -30,6 +30,7 @@ def example(
     score: float = 0.5,
     schema: str = SCHEMA,
 ) -> Example:
+    """One example, of which a test says what matters to it."""
     topic = "scores" if source == MATURITY else "labels"
     return Example(
         transaction_id=id_,
@@ -47,6 +48,7 @@ def example(
 
 
 def summary(first: int, last: int, mean: float = 0.3) -> Summary:
+    """A run of scores in numbers."""
     return Summary(
         partition=0, first_offset=first, last_offset=last, n=last - first + 1, n_alerts=0,
         mean_score=mean, first_time_ms=first, last_time_ms=last,
@@ -54,6 +56,7 @@ def summary(first: int, last: int, mean: float = 0.3) -> Summary:
 
 
 def learner_of(**bounds: Any) -> Learner:
+    """A learner that has learnt nothing."""
     return Learner("champion", make_model("logistic", NAMES, seed=1), SCHEMA, **bounds)
 
 
@@ -98,6 +101,7 @@ def state_of(learner: Learner) -> bytes:
 
 
 def heard(effects: LearnerEffects) -> list[tuple[str, str]]:
+    """Who was told which outcome."""
     return [(o.transaction_id, o.outcome) for o in effects.outcomes]
 
 
@@ -171,7 +175,12 @@ def test_digest_tells_what_was_learnt():
     digests = set()
     swapped = [(0, log[1][1]), (1, log[0][1]), *log[2:]]
     shorter = log[:-1]
-    for told in (log, swapped, shorter, [*log[:-1], (29, example("t99", offset=29, is_fraud=True))]):
+    for told in (
+        log,
+        swapped,
+        shorter,
+        [*log[:-1], (29, example("t99", offset=29, is_fraud=True))],
+    ):
         learner = learner_of()
         learner.apply(told)
         digests.add(learner.digest)

@@ -8,6 +8,7 @@ from app.records import Example, Summary
 
 
 def example(i: int, *, is_fraud: bool, score: float) -> Example:
+    """One example with its score."""
     return Example(
         transaction_id=f"t{i}", time_ms=1_000 * i, amount=1.0, entities={}, score=score,
         features=[], feature_schema="s", is_fraud=is_fraud, label_time_ms=0, label_source="x",
@@ -16,6 +17,7 @@ def example(i: int, *, is_fraud: bool, score: float) -> Example:
 
 
 def summary(i: int, mean: float) -> Summary:
+    """A run of scores in numbers."""
     return Summary(
         partition=0, first_offset=i, last_offset=i, n=1, n_alerts=0, mean_score=mean,
         first_time_ms=1_000 * i, last_time_ms=1_000 * i,
@@ -23,7 +25,8 @@ def summary(i: int, mean: float) -> Summary:
 
 
 def losses(rng: np.random.Generator, mean: float, n: int) -> list[float]:
-    return np.clip(rng.normal(mean, 0.1, n), 0, 1).tolist()
+    """Losses around a mean."""
+    return [float(loss) for loss in np.clip(rng.normal(mean, 0.1, n), 0, 1)]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -15,6 +15,7 @@ MATURITY_MS, FORGET_MS, EARLY_MS = 1_000, 500, 100
 
 
 def score_of(id_: str, time_ms: int, score: float = 0.25) -> Score:
+    """A scored transaction."""
     return Score(
         transaction_id=id_,
         time_ms=time_ms,
@@ -40,6 +41,7 @@ class Two:
         self.next = {"scores": 200, "labels": 0}  # so that a run of scores ends soon
 
     def take(self, record: Score | Label, *, log: bool = True, offset: int = -1) -> list[Any]:
+        """Hand a record to the join; return what it said."""
         topic = "scores" if isinstance(record, Score) else "labels"
         if log:
             offset = self.next[topic]
@@ -93,14 +95,17 @@ def told(effects: JoinEffects) -> list[Any]:
 
 
 def label(id_: str, is_fraud: bool, time_ms: int = 0) -> Label:
+    """A label of an analyst."""
     return Label(id_, is_fraud, time_ms, "analyst")
 
 
 def learnt(id_: str, is_fraud: bool, offset: int, time_ms: int = 0) -> tuple[Any, ...]:
+    """What is said of a label that teaches."""
     return ("example", id_, is_fraud, "analyst", time_ms, ("labels", 0, offset), 1.0)
 
 
 def matured(id_: str, due_ms: int, offset: int) -> tuple[Any, ...]:
+    """What is said of a transaction that nobody complained about."""
     return ("example", id_, False, MATURITY, due_ms, ("scores", 0, offset), 1.0)
 
 

@@ -53,11 +53,12 @@ def test_lists_overrule_the_score_and_block_goes_first():
 def test_explored_share_is_as_declared_and_its_propensity_logged():
     """What chance shows to a person can be weighted; the same transaction is always drawn."""
     policy, n = Policy(threshold=0.5, explore=0.05), 20_000
-    args = (np.full(n, 0.1), np.ones(n), {}, [f"t{i}" for i in range(n)])
-    verdicts = policy.assess(*args)
+    scores, amounts, ids = np.full(n, 0.1), np.ones(n), [f"t{i}" for i in range(n)]
+    verdicts = policy.assess(scores, amounts, {}, ids)
     assert 0.045 < verdicts.alerts.mean() < 0.055
     assert {0.05} == set(verdicts.propensity.tolist())
-    np.testing.assert_array_equal(verdicts.alerts, policy.assess(*args).alerts)
+    again = policy.assess(scores, amounts, {}, ids)
+    np.testing.assert_array_equal(verdicts.alerts, again.alerts)
 
 
 def test_budget_is_kept_while_the_scores_move():

@@ -50,6 +50,7 @@ async def until(what: Callable[[], Any], why: str, deadline_s: float = DEADLINE_
 
 
 def free_port() -> int:
+    """A port that nobody listens on at the moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -75,7 +76,7 @@ class Process:
         """HTTP status and body of a page; (0, why) while nobody answers."""
         url = f"http://127.0.0.1:{self.port}{path}"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(url, timeout=5) as answer:
                 return int(answer.status), answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -140,12 +141,13 @@ class World:
         for table, values in overrides.items():
             tables[table] = {**tables.get(table, {}), **values}
         self.tables, self.folder = tables, folder
-        self.settings: Settings = load(profile="card", **tables)
+        self.settings: Settings = load(None, "card", **tables)
         self.topics = Topics.of(self.settings)
         self.processes: list[Process] = []
         self.sequence = 0
 
     def env(self, port: int, **more: str) -> dict[str, str]:
+        """The environment of a process: its settings, and none of ours."""
         told = {n: v for n, v in os.environ.items() if not n.startswith("WEIR_")}
         for table, values in self.tables.items():
             for key, value in values.items():
@@ -162,6 +164,7 @@ class World:
         return process
 
     async def create_topics(self) -> None:
+        """Make all topics and wait until the broker shows them whole."""
         async with Admin(self.settings) as admin:
             await admin.create(self.topics)
             await self._until_whole(admin)
@@ -175,10 +178,12 @@ class World:
 
     @property
     def bootstrap(self) -> str:
+        """Where the broker is."""
         return self.settings.kafka.bootstrap
 
     @asynccontextmanager
     async def producer(self) -> AsyncIterator[AIOKafkaProducer]:
+        """A producer, for as long as it is needed."""
         producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, max_request_size=4_000_000)
         await producer.start()
         try:
@@ -225,6 +230,7 @@ class World:
             await consumer.stop()
 
     async def values(self, topic: TopicSpec) -> list[Any]:
+        """Every value of a topic, as JSON."""
         return [json.loads(record.value) for record in await self.read(topic)]
 
     async def collect(
@@ -302,13 +308,16 @@ class World:
 def transactions(
     n: int, seed: int, first: int = 0, n_cards: int = 12, n_terminals: int = 7
 ) -> list[dict[str, Any]]:
-    """n transactions, a minute apart from 2026-01-01 on, of a few cards at a few terminals."""
+    """Transactions, five seconds apart, of a few cards at a few terminals.
+
+    All within a day: a label that runs ahead of its transaction waits that long and no longer.
+    """
     rng = random.Random(seed)
-    start_ms = 1_767_225_600_000 - 40 * 86_400_000
+    start_ms = 1_767_225_600_000  # 2026-01-01
     return [
         {
             "transaction_id": f"t{i}",
-            "event_time": start_ms + i * 60_000,
+            "event_time": start_ms + i * 5_000,
             "card_id": f"c{rng.randrange(n_cards)}",
             "terminal_id": f"s{rng.randrange(n_terminals)}",
             "amount": round(rng.lognormvariate(3, 1), 2),

@@ -117,7 +117,10 @@ def flush_of(n: int, partitions: int, round_no: int) -> list[Input]:
     for i in itertools.count():
         name = f"flush-{round_no}-{i}"
         fields = _fields(name, "card-flush", "shop-flush", time_ms, 1.0)
-        found.setdefault(partition_of(name.encode(), partitions), _encoded("transactions", "card-flush", fields, name))
+        found.setdefault(
+            partition_of(name.encode(), partitions),
+            _encoded("transactions", "card-flush", fields, name),
+        )
         if len(found) == partitions:
             return list(found.values())
     raise AssertionError
@@ -127,7 +130,9 @@ def _duplicate(
     rng: random.Random, name: tuple[str, str, str], old: tuple[str, str, str]
 ) -> tuple[str, str, str]:
     """An id that was used before: for the same card, the same terminal, or by anybody."""
-    return rng.choice((old, (old[0], old[1], name[2]), (old[0], name[1], old[2]), (old[0], *name[1:])))
+    return rng.choice(
+        (old, (old[0], old[1], name[2]), (old[0], name[1], old[2]), (old[0], *name[1:]))
+    )
 
 
 def _transaction(rng: random.Random, name: tuple[str, str, str], time_ms: int) -> Input:
@@ -163,7 +168,9 @@ def _labels(
         found.append((placed_at + rng.uniform(0, 6), _label(transaction_id, not is_fraud, later)))
     if rng.random() < 0.05:
         raw = rng.choice((b"nonsense", b'{"transaction_id": "x"}', b"[]"))
-        found.append((placed_at, Input("labels", transaction_id, raw, is_valid=False, id=transaction_id)))
+        found.append(
+            (placed_at, Input("labels", transaction_id, raw, is_valid=False, id=transaction_id))
+        )
     return found
 
 
@@ -172,7 +179,9 @@ def _label(transaction_id: str, is_fraud: bool, time_ms: int) -> Input:
     return _encoded("labels", transaction_id, fields, transaction_id)
 
 
-def _fields(transaction_id: str, card: str, terminal: str, time_ms: int, amount: float) -> dict[str, Any]:
+def _fields(
+    transaction_id: str, card: str, terminal: str, time_ms: int, amount: float
+) -> dict[str, Any]:
     return {
         "transaction_id": transaction_id,
         "event_time": time_ms,

@@ -6,19 +6,19 @@ judged afterwards, with the program as it is.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from app import stages, transport
+from app import stages
 from app.core import learner as learners
 from app.core.entity import EntityStore
 from app.core.learner import Learner
 from app.core.pending import Join, Waited
 from app.join import JoinTask
 from app.learning import LearnTask
-from app.stages import EntityStage, EntityTask
-from app.tasks import Effects, Range
+from app.stages import EntityTask
+from app.tasks import Effects
 from app.transport import Flow, Lease
 from tests.simulator.world import World
 
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from app.records import Partition, Record
+    from app.records import Partition, Record, Send
     from app.testing import Process
-
-Mutant = "Callable[[], AbstractContextManager[None]]"
 
 
 def _around(owner: Any, name: str, mutated: Callable[..., Any]) -> AbstractContextManager[Any]:
@@ -57,7 +55,9 @@ def offset_guard_off() -> AbstractContextManager[Any]:
 
 def guard_of_the_whole_batch() -> AbstractContextManager[Any]:
     """Each row of a batch claims that all of the batch was applied."""
-    return _around(EntityStore, "_read", lambda real, store, key, slot, guard=None: real(store, key, slot))
+    return _around(
+        EntityStore, "_read", lambda real, store, key, slot, guard=None: real(store, key, slot)
+    )
 
 
 def learner_forgets_ids() -> AbstractContextManager[Any]:
@@ -104,41 +104,34 @@ def commit_before_delivery() -> Iterator[None]:
         yield
 
 
-def state_before_outputs() -> AbstractContextManager[Any]:
-    """The changelog says that a record was applied before its outputs are there."""
+def _run(order: Callable[[Effects], list[list[Send]]]) -> AbstractContextManager[Any]:
+    """The turn of the loop, with deliveries in another order."""
 
-    async def run(flow: Flow, fetched: Any, *, is_last: bool) -> None:
+    async def run(flow: Flow, fetched: Mapping[Partition, list[Record]], *, is_last: bool) -> None:
         effects, now = Effects(), flow.now_ms()
+        flow.is_whole = False
         for at, records in fetched.items():
             flow.tasks[at].apply(at, records, now, effects)
         for task in dict.fromkeys(flow.tasks.values()):
             task.tick(now, effects, is_last=is_last)
-        for sends in (effects.state, effects.first, effects.outputs):
+        for sends in order(effects):
             if sends:
                 flow.lease.check()
                 await flow.sender.deliver(sends)
         flow.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
+        flow.is_whole = True
 
     return patch.object(Flow, "run", run)
+
+
+def state_before_outputs() -> AbstractContextManager[Any]:
+    """The changelog says that a record was applied before its outputs are there."""
+    return _run(lambda effects: [effects.state, effects.first, effects.outputs])
 
 
 def alerts_beside_scores() -> AbstractContextManager[Any]:
     """Alerts and scores are delivered together, in any order."""
-
-    async def run(flow: Flow, fetched: Any, *, is_last: bool) -> None:
-        effects, now = Effects(), flow.now_ms()
-        effects.first = effects.outputs
-        for at, records in fetched.items():
-            flow.tasks[at].apply(at, records, now, effects)
-        for task in dict.fromkeys(flow.tasks.values()):
-            task.tick(now, effects, is_last=is_last)
-        for sends in (effects.outputs, effects.state):
-            if sends:
-                flow.lease.check()
-                await flow.sender.deliver(sends)
-        flow.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
-
-    return patch.object(Flow, "run", run)
+    return _run(lambda effects: [effects.outputs + effects.first, effects.state])
 
 
 # Law 5: nothing is scored on half-restored state; the highest applied offset wins.
@@ -251,7 +244,9 @@ def lease_off() -> AbstractContextManager[Any]:
 def duplicates_are_scored() -> AbstractContextManager[Any]:
     """An id that was used before is taken for a new transaction."""
 
-    def mutated(real: Any, store: EntityStore, keys: Any, *, ids: Any, offsets: Any, **rest: Any) -> Any:
+    def mutated(
+        real: Any, store: EntityStore, keys: Any, *, ids: Any, offsets: Any, **rest: Any
+    ) -> Any:
         fresh = [f"{name}@{offset}" for name, offset in zip(ids, offsets, strict=True)]
         return real(store, keys, ids=fresh, offsets=offsets, **rest)
 
@@ -267,11 +262,6 @@ def bad_input_vanishes() -> AbstractContextManager[Any]:
         effects.outputs[:] = [send for send in effects.outputs if send.topic != letters]
 
     return _around(EntityTask, "_on_transactions", mutated)
-
-
-def evictions_and_all() -> AbstractContextManager[Any]:
-    """Nothing is mutated: for trying a seed under the same roof."""
-    return ExitStack()
 
 
 MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {

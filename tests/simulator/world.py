@@ -35,6 +35,8 @@ class Figures:
     zombies: int = 0
     rebalances: int = 0
     compactions: int = 0
+    transactions: int = 0
+    duplicate_scores: int = 0
 
 
 def held_of(store: EntityStore) -> dict[str, list[tuple[int, float, int]]]:
@@ -63,6 +65,7 @@ class World(Driver):
         self.names = 0
         self.is_rough = False
         self.doomed = 0.0
+        self.pace = 0.7  # of the first input of each task; when it lags, the others overtake it
         super().__init__(settings_of(self.shape), workers=self.rng.randint(1, 3), learners=1)
         if not self.shape.in_worker and self.rng.random() < 0.3:
             self.start("learner-b", "learner", "second")
@@ -98,7 +101,8 @@ class World(Driver):
             at = (send.topic, send.partition)
             counts[at] = counts.get(at, 0) + 1
         left = {at: self.rng.choice((0, n, self.rng.randint(0, n))) for at, n in counts.items()}
-        arrived, rest = [], []
+        arrived: list[Send] = []
+        rest: list[Send] = []
         for send in sends:
             at = (send.topic, send.partition)
             (arrived if left[at] > 0 else rest).append(send)
@@ -118,7 +122,8 @@ class World(Driver):
         fetched = super().poll(process, batch)
         if not self.is_rough:
             return fetched
-        some = [at for at in fetched if self.rng.random() < 0.7]
+        feeds = {task.inputs[0] for task in process.flow.tasks.values()}
+        some = [at for at in fetched if self.rng.random() < (self.pace if at in feeds else 0.7)]
         self.rng.shuffle(some)
         return {at: fetched[at][: self.rng.choice((1, 3, 20))] for at in some}
 
@@ -142,6 +147,11 @@ class World(Driver):
                 self._publish_one(made)
             self._drain()
         self._compare_with_changelogs()
+        scores = self.read("scores")
+        self.figures.transactions = len(self.records("transactions"))
+        self.figures.duplicate_scores = len(scores) - len(
+            {(s.source.partition, s.source.offset) for s in scores}
+        )
         # Whatever was not durable comes to light now.
         for process in list(self.processes.values()):
             self.kill(process)
@@ -151,6 +161,8 @@ class World(Driver):
     def _something(self) -> None:
         rng = self.rng
         self.doomed = rng.choice((0.0, 0.02, 0.1))
+        if rng.random() < 0.05:
+            self.pace = rng.choice((0.7, 0.7, 0.1))
         self.advance(rng.randint(0, 3_000))
         x = rng.random()
         if x < 0.02:
@@ -170,21 +182,21 @@ class World(Driver):
             self._stalled(process)
             return
         try:
-            if rng.random() < 0.03:
-                self.figures.crashes += 1
-                raise Killed
+            self._maybe_kill()
             if rng.random() < 0.5:
                 self.follow(process)
-            fetched = self.poll(process, 20)
-            self.take(process, fetched)
-            if rng.random() < 0.03:
-                self.figures.crashes += 1
-                raise Killed  # between delivery and commit
+            self.take(process, self.poll(process, 20))
+            self._maybe_kill()  # between delivery and commit
             if rng.random() < 0.4 and not process.is_stalled:
                 self.commit(process)
         except (Killed, Fenced):
             self.kill(process)
             self._restart(process)
+
+    def _maybe_kill(self) -> None:
+        if self.rng.random() < 0.03:
+            self.figures.crashes += 1
+            raise Killed
 
     def _stalled(self, process: Process) -> None:
         """Wake in time, or be taken for dead while the network still holds what was sent."""

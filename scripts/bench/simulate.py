@@ -1,0 +1,107 @@
+"""Random histories, each with crashes at every await, zombies, rebalances and compaction.
+
+One seed is one history: the same on every machine. What the topics hold at its end is judged
+against a run that never crashed; a violation names the law, the seed and the record. With
+``--mutants`` each guard of the design is taken away in turn, until a seed notices.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from common import err, machine, progress
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.simulator.mutants import MUTANTS
+from tests.simulator.runs import Run, first_to_catch, hush, run
+from tests.simulator.world import Figures
+
+#: Violations are counted all and shown up to here.
+SHOWN_MAX = 20
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1, help="How many histories.")] = 1_000,
+    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    mutants: Annotated[bool, typer.Option(help="Take each guard away, too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on the last line.")
+    ] = False,
+) -> None:
+    """Play histories, count what broke, and show whether the simulator would notice."""
+    hush()
+    started_s = time.monotonic()
+    result = _histories(range(first, first + seeds))
+    if mutants:
+        result["mutants"] = _mutants(range(first, first + seeds))
+    result |= {"seconds": round(time.monotonic() - started_s, 1), **machine()}
+    _show(result)
+    if as_json:
+        print(json.dumps(result))
+    missed = [name for name, seed in result.get("mutants", {}).items() if seed is None]
+    raise typer.Exit(1 if result["violations"] or missed else 0)
+
+
+def _histories(seeds: range) -> dict[str, Any]:
+    figures, broken, shown = Counter[str](), 0, []
+    with progress() as bar:
+        task = bar.add_task("histories", total=len(seeds), note="")
+        for seed in seeds:
+            played = _played(seed)
+            figures.update(asdict(played.figures))
+            broken += len(played.violations)
+            shown += [f"seed {seed}: {text}" for text in played.violations]
+            del shown[SHOWN_MAX:]
+            note = (
+                f"{figures['crashes']} crashes, {figures['zombies']} zombies, {broken} violations"
+            )
+            bar.update(task, advance=1, note=note)
+    counted = {field.name: figures[field.name] for field in fields(Figures)}
+    return {"runs": len(seeds), **counted, "violations": broken, "shown": shown}
+
+
+def _played(seed: int) -> Run:
+    try:
+        return run(seed)
+    except Exception as error:  # noqa: BLE001 - the other seeds are still worth their time
+        return Run(seed, [f"the program stopped: {error!r}"], Figures())
+
+
+def _mutants(seeds: range) -> dict[str, int | None]:
+    caught: dict[str, int | None] = {}
+    with progress() as bar:
+        task = bar.add_task("mutants", total=len(MUTANTS), note="")
+        for name in MUTANTS:
+            bar.update(task, note=name)
+            found = first_to_catch(name, seeds)
+            caught[name] = found.seed if found else None
+            bar.advance(task)
+    return caught
+
+
+def _show(result: dict[str, Any]) -> None:
+    table = Table("figure", "value")
+    for name, value in result.items():
+        if name not in ("shown", "mutants"):
+            table.add_row(name, str(value))
+    err.print(table)
+    for text in result["shown"]:
+        err.print(text, markup=False)
+    if "mutants" in result:
+        table = Table("mutant", "first seed that notices")
+        for name, seed in result["mutants"].items():
+            table.add_row(name, "none" if seed is None else str(seed))
+        err.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
