@@ -308,7 +308,7 @@ class JoinSettings(Table):
     maturity: Duration = 30 * 86_400_000  # unlabelled for so long: counts as legitimate
     negatives: float = Field(default=1.0, gt=0.0, le=1.0)  # share of those that is learnt
     forget: Duration = 60 * 86_400_000  # after maturity: a label this late is "expired"
-    early: Duration = 86_400_000  # a label may wait so long for its transaction
+    early: Duration = 7 * 86_400_000  # a label may wait so long for its transaction
     pending_max: int = Field(default=1_000_000, ge=16)  # a partition
     early_max: int = Field(default=100_000, ge=16)  # a partition
 

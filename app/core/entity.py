@@ -197,7 +197,9 @@ class EntityStore:
             for at in (np.flatnonzero(fresh) + part.start).tolist():
                 # The guard as it stood then: of a batch that was half delivered only the rows
                 # that arrived may count as applied.
-                guard = guards.setdefault(keys[at], before[at - part.start].tolist())
+                guard = guards.get(keys[at])
+                if guard is None:
+                    guard = guards[keys[at]] = before[at - part.start].tolist()
                 guard[upstreams[at]] = int(offsets[at])
                 self._touch(keys[at], int(slots[at]), tuple(guard))
                 if self._expected:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: A tenth: with enough values ADWIN is sure of changes that nobody would act upon.
 CHANGE_MIN = 0.1
+#: 16 looks, 512 values: by then ADWIN has let go of what it was before.
+LOOKS = 16
 
 
 class Change(NamedTuple):
@@ -46,7 +48,8 @@ class Watch:
     #: 4096 times: an onset further back is told as the oldest remembered.
     times_ms: deque[int] = field(default_factory=lambda: deque(maxlen=4_096))
     n: int = 0
-    steady: float = 0.0  # mean of the window when ADWIN last looked
+    level: float = 0.0  # mean when it was last steady, or last told
+    looks_left: int = 0  # for a change that ADWIN is sure of to show in the mean
     detector: Any = None
 
     def __post_init__(self) -> None:
@@ -58,15 +61,23 @@ class Watch:
         self.times_ms.append(time_ms)
         self.detector.update(value)
         self.n += 1
-        if not self.detector.drift_detected:
-            if self.n % self.detector.clock == 0:  # ADWIN itself looks only as often
-                self.steady = self.detector.estimation
+        if self.n % self.detector.clock:
+            return None  # ADWIN itself looks only as often
+        mean = self.detector.estimation
+        if self.detector.drift_detected:
+            self.looks_left = LOOKS
+        if not self.looks_left:
+            self.level = mean
             return None
-        back = min(max(int(self.detector.width), 1), len(self.times_ms))
-        before, self.steady = self.steady, self.detector.estimation
-        if abs(self.steady - before) < CHANGE_MIN * max(self.steady, before):
+        # ADWIN is sure before it has let go of the old part of its window. The level before is what
+        # the new mean is held against, until the change shows, or turns out to be a small one.
+        self.looks_left -= 1
+        before, width = self.level, max(int(self.detector.width), 1)
+        if abs(mean - before) < CHANGE_MIN * max(mean, before):
             return None
-        return Change(self.kind, self.subject, before, self.steady, self.times_ms[-back], time_ms)
+        self.level, self.looks_left = mean, 0
+        since = self.times_ms[-min(width, len(self.times_ms))]
+        return Change(self.kind, self.subject, before, mean, since, time_ms)
 
 
 @dataclass

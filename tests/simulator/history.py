@@ -38,7 +38,7 @@ class Shape:
     in_worker: bool  # the learner runs inside a worker
     corrections: str
     is_crowded: bool  # more entities than the stores hold
-    threshold: float = 0.5
+    threshold: float = 0.1  # low, so that there are many alerts
 
 
 def shape_of(rng: random.Random) -> Shape:
