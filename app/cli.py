@@ -93,6 +93,7 @@ def _run(role: Any, config: Path | None, profile: str | None, *, once: bool) -> 
 
 def _run_once(role: Any, settings: Settings) -> None:
     import faust
+    import structlog
 
     from app import logs
     from app.admin import Admin
@@ -101,6 +102,11 @@ def _run_once(role: Any, settings: Settings) -> None:
     from app.worker import make_app, warm_up
 
     logs.configure(settings.worker)
+
+    if settings.learner.key == type(settings.learner)().key:
+        structlog.get_logger(__name__).warning(
+            "development_key", mend="set learner.key (WEIR_LEARNER__KEY): it signs the model"
+        )
 
     async def check() -> None:
         async with Admin(settings) as admin:

@@ -332,7 +332,7 @@ class WorkerSettings(Table):
     group: Name = "weir"
     batch_max: int = Field(default=2_048, ge=1, le=65_536)  # records taken at once
     commit_interval: Duration = 250
-    delivery_timeout: Duration = 30_000
+    delivery_timeout: Duration | None = None  # for a write to land; default: half of the session
     web_host: str = "127.0.0.1"
     web_port: int = Field(default=6_066, ge=0, le=65_535)
     data_dir: Path = Path(".weir")
@@ -360,6 +360,12 @@ class Settings(BaseSettings):
     learner: LearnerSettings = LearnerSettings()
     worker: WorkerSettings = WorkerSettings()
 
+    @property
+    def delivery_ms(self) -> int:
+        """How long a write may take to be acknowledged, milliseconds."""
+        told = self.worker.delivery_timeout
+        return self.kafka.session_timeout // 2 if told is None else told
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -374,6 +380,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _features_name_what_is_declared(self) -> Self:
+        if self.delivery_ms >= self.kafka.session_timeout:
+            msg = (
+                f"worker.delivery_timeout is {self.delivery_ms} ms; expected less than "
+                f"kafka.session_timeout, {self.kafka.session_timeout} ms: a write must land first"
+            )
+            raise ValueError(msg)
         transaction = self.transaction
         numbers = {
             *transaction.numbers,

@@ -121,9 +121,9 @@ class Lease:
     up as if nothing had happened; only a clock that went on meanwhile can tell it.
     """
 
-    def __init__(self, session_ms: int) -> None:
-        """Begin without a lease."""
-        self._session_s = session_ms / 1_000.0
+    def __init__(self, session_ms: int, reserve_ms: int = 0) -> None:
+        """Begin without a lease; keep ``reserve_ms`` of it for what a write may take to land."""
+        self._session_s = (session_ms - reserve_ms) / 1_000.0
         self._renewed_s = float("-inf")
 
     @staticmethod
@@ -144,8 +144,8 @@ class Lease:
         """Raise Fenced if our partitions may be another's by now."""
         if self.age_s >= self._session_s:
             msg = (
-                f"no heartbeat was answered for {self.age_s:.1f} s, longer than the session "
-                f"({self._session_s:g} s): the partitions may be another worker's by now"
+                f"no heartbeat was answered for {self.age_s:.1f} s, of {self._session_s:g} s in "
+                "which a write is sure to land before the partitions can be another worker's"
             )
             raise Fenced(msg)
 
@@ -156,7 +156,7 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         """Describe the producer; ``start`` connects it."""
         self._kafka = settings.kafka
-        self._timeout_s = settings.worker.delivery_timeout / 1_000.0
+        self._timeout_s = settings.delivery_ms / 1_000.0
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -258,7 +258,7 @@ class Flow:
         self.settings, self.stages, self.metrics = settings, stages, metrics
         self.sender = Sender(settings)
         self.reader = Reader(settings)
-        self.lease = Lease(settings.kafka.session_timeout)
+        self.lease = Lease(settings.kafka.session_timeout, settings.delivery_ms)
         self.now_ms = now_ms
         self.tasks: dict[Partition, Task] = {}
         self.positions: dict[Partition, int] = {}

@@ -27,7 +27,7 @@ class Novelty:
     >>> novelty = Novelty.of(1)
     >>> novelty.merge(100, np.array([50.0]), np.array([900.0]))
     >>> novelty.score_many(np.array([[50.0], [500.0]])).round(3).tolist()
-    [0.004, 1.0]
+    [0.002, 1.0]
     """
 
     n: int = 0
