@@ -34,6 +34,7 @@ from pydantic_settings import (
 )
 
 from app.errors import Misconfigured, shown
+from app.records import Stat
 
 PROFILES = ("card", "handbook", "stream")
 
@@ -194,31 +195,6 @@ class CategoryFeature(Table):
     kind: Literal["category"]
     field: str
     buckets: int = Field(default=8, ge=2, le=1_024)
-
-
-Stat = Literal[
-    "count",
-    "sum",
-    "mean",
-    "max",
-    "std",
-    "ratio",
-    "zscore",
-    "since_last",
-    "distinct",
-    "seen",
-    "frauds",
-    "risk",
-    "rank",
-    "peak",
-    "burst",
-    "share",
-    "since_fraud",
-    "since_first_fraud",
-    "since_legitimate",
-    "last",
-    "run",
-]
 
 
 class WindowFeature(Table):

@@ -16,6 +16,31 @@ SCHEMA_VERSION = 1
 LabelSource = str
 Outcome = Literal["learn", "duplicate", "early", "unknown", "expired", "corrected", "rejected"]
 
+#: Statistics of an entity's recent transactions; what each is stands in ``core.windows``.
+Stat = Literal[
+    "count",
+    "sum",
+    "mean",
+    "max",
+    "std",
+    "ratio",
+    "zscore",
+    "since_last",
+    "distinct",
+    "seen",
+    "frauds",
+    "risk",
+    "rank",
+    "peak",
+    "burst",
+    "share",
+    "since_fraud",
+    "since_first_fraud",
+    "since_legitimate",
+    "last",
+    "run",
+]
+
 
 class Partition(NamedTuple):
     """A topic's partition: one totally ordered log."""

@@ -167,7 +167,8 @@ class EntityTask:
                 effects.outputs.append(self._dead_letter(partition, record, error))
                 continue
             if self.store is not None and record.key is not None:
-                key, transaction_id = record.key.decode(), feedback.transaction_id
+                key = record.key.decode("utf-8", "replace")
+                transaction_id = feedback.transaction_id
                 upstream = 0 if self.stage.is_first else feedback.partition
                 self.store.mark(
                     key,

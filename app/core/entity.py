@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from app.core.features import WindowPlan
+    from app.core.windows import WindowPlan
 
 #: Rows and blocks that a new store has room for; both double when full.
 _ROOM: Final = 256
@@ -68,7 +68,7 @@ class EntityStore:
     ``upstreams`` is the number of partitions that a transaction of this partition may come
     from: 1 for the first stage, that of the transactions topic for later ones.
 
-    >>> from app.core.features import WindowPlan
+    >>> from app.core.windows import WindowPlan
     >>> store = EntityStore(WindowPlan.of([("count", 86_400_000, 0, 0.0, 0)]))
     >>> columns, status = store.apply(
     ...     ["card-1", "card-1"], times_ms=np.array([0, 1_000]), amounts=np.array([5.0, 7.0]),

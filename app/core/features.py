@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from app.core.entity import hash_id
-from app.core.windows import STATS
+from app.core.windows import WindowPlan
 from app.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,51 +29,6 @@ _DAY_MS: Final = 86_400_000
 #: 1970-01-01 was a Thursday: Monday is 0.
 _EPOCH_WEEKDAY: Final = 3
 _SATURDAY: Final = 5
-
-
-@dataclass(frozen=True)
-class WindowPlan:
-    """The statistics of one entity, as the compiled pass reads them."""
-
-    codes: NDArray[np.int64]
-    lengths_ms: NDArray[np.int64]
-    delays_ms: NDArray[np.int64]
-    priors: NDArray[np.float64]
-    extras: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, windows: Iterable[Sequence[Any]]) -> Self:
-        """Plan of (stat, length in ms, delay in ms, prior[, extra]), one a column.
-
-        ``extra`` is the longer window in ms of "peak" and "burst", and the few of "last".
-        """
-        rows = list(windows)
-        return cls(
-            np.array([STATS.index(row[0]) for row in rows], np.int64),
-            np.array([row[1] for row in rows], np.int64),
-            np.array([row[2] for row in rows], np.int64),
-            np.array([row[3] for row in rows], np.float64),
-            np.array(
-                [row[4] if row[4:] else 3 if row[0] == "last" else 90 * _DAY_MS for row in rows]
-            ),
-        )
-
-    def __len__(self) -> int:
-        """How many columns."""
-        return len(self.codes)
-
-    @property
-    def arrays(
-        self,
-    ) -> tuple[
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.int64],
-        NDArray[np.float64],
-        NDArray[np.int64],
-    ]:
-        """The columns in the order of the compiled pass."""
-        return self.codes, self.lengths_ms, self.delays_ms, self.priors, self.extras
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,17 @@ order; then the pass looks at every slot. Cost O(transactions in the window), ab
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, get_args
 
 import numba as nb
 import numpy as np
 
+from app.records import Stat
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
 #: 16 slots of 29 bytes: most cards of a week fit into one block, and few slots lie idle.
@@ -68,36 +73,63 @@ UNKNOWN, LEGITIMATE, FRAUD = -1, 0, 1
     SINCE_LEGITIMATE,
     LAST,
     RUN,
-) = range(21)
+) = range(len(get_args(Stat)))
 
-#: In the order of the codes above.
-STATS: Final = (
-    "count",
-    "sum",
-    "mean",
-    "max",
-    "std",
-    "ratio",
-    "zscore",
-    "since_last",
-    "distinct",
-    "seen",
-    "frauds",
-    "risk",
-    "rank",
-    "peak",
-    "burst",
-    "share",
-    "since_fraud",
-    "since_first_fraud",
-    "since_legitimate",
-    "last",
-    "run",
-)
+#: Names of the codes above, in their order.
+STATS: Final = get_args(Stat)
 
 _DAY_MS: Final = 86_400_000.0
 
 APPLIED, REPLAYED, DUPLICATE = 0, 1, 2
+
+
+#: 90 days, where a plan does not say against which window.
+_AGAINST_MS: Final = 7_776_000_000
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """The statistics of one entity, as the compiled pass reads them."""
+
+    codes: NDArray[np.int64]
+    lengths_ms: NDArray[np.int64]
+    delays_ms: NDArray[np.int64]
+    priors: NDArray[np.float64]
+    extras: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, windows: Iterable[Sequence[Any]]) -> Self:
+        """Plan of (stat, length in ms, delay in ms, prior[, extra]), one a column.
+
+        ``extra`` is the longer window in ms of "peak" and "burst", and the few of "last".
+        """
+        rows = list(windows)
+        return cls(
+            np.array([STATS.index(row[0]) for row in rows], np.int64),
+            np.array([row[1] for row in rows], np.int64),
+            np.array([row[2] for row in rows], np.int64),
+            np.array([row[3] for row in rows], np.float64),
+            np.array(
+                [row[4] if row[4:] else 3 if row[0] == "last" else _AGAINST_MS for row in rows]
+            ),
+        )
+
+    def __len__(self) -> int:
+        """How many columns."""
+        return len(self.codes)
+
+    @property
+    def arrays(
+        self,
+    ) -> tuple[
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.int64],
+        NDArray[np.float64],
+        NDArray[np.int64],
+    ]:
+        """The columns in the order of the compiled pass."""
+        return self.codes, self.lengths_ms, self.delays_ms, self.priors, self.extras
 
 
 @nb.njit(cache=True, nogil=True)

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.entity import EntityStore, Slot, SlotValue
-from app.core.features import WindowPlan
-from app.core.windows import APPLIED, DUPLICATE, FRAUD, LEGITIMATE, REPLAYED, STATS, UNKNOWN
+from app.core.windows import (
+    APPLIED,
+    DUPLICATE,
+    FRAUD,
+    LEGITIMATE,
+    REPLAYED,
+    STATS,
+    UNKNOWN,
+    WindowPlan,
+)
 from tests.core.reference import Reference, Seen
 
 HOUR, DAY = 3_600_000, 86_400_000
