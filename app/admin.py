@@ -9,7 +9,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from app.errors import Refused
-from app.transport import client_settings, reach
+from app.kafka import client_settings, reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

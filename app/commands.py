@@ -222,7 +222,7 @@ def _bar(what: str, total: int | None) -> Iterator[Any]:
     """Show a bar on standard error; gives a function that moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from app.transport import now_ms
+    from app.kafka import now_ms
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     started_ms, n = now_ms(), 0

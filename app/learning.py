@@ -15,11 +15,11 @@ from app.core.learner import Learner
 from app.core.models import make_model
 from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
+from app.kafka import Reader, reach, read
 from app.records import Partition, Position, Send
 from app.snapshots import seal, unseal
 from app.stages import dead_letter
 from app.tasks import Committed, Effects, Range
-from app.transport import Reader, reach, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

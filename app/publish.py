@@ -18,10 +18,10 @@ from app.admin import Admin
 from app.codec import encode
 from app.errors import Refused
 from app.files import SECONDS_MAX, UNLABELLED, due_order
+from app.kafka import Sender
 from app.records import Send
 from app.synth import Fields, Item, items, simulate
 from app.topics import Topics, partition_of
-from app.transport import Sender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence

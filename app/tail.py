@@ -11,9 +11,9 @@ from aiokafka import TopicPartition
 from rich.text import Text
 
 from app.errors import Refused
+from app.kafka import Reader, reach, read
 from app.records import Alert, Drift, LabelOutcome, Position, Record, Score
 from app.topics import Topics
-from app.transport import Reader, reach, read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

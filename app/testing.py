@@ -1,6 +1,6 @@
 """A whole flow without a broker: topics as lists, a clock that one advances, ``crash()``.
 
-The stages, the tasks and the loop are the real ones (``worker.stages_of``, ``transport.Flow``);
+The stages, the tasks and the loop are the real ones (``worker.stages_of``, ``flow.Flow``);
 only what lies beyond the wire is played here: logs, the group's coordinator, heartbeats. A flow
 can be stopped wherever the real one waits for the broker. With it a configuration is tested
 before it meets Kafka:
@@ -40,6 +40,8 @@ import msgspec
 from app import codec
 from app.core.features import FeaturePlan
 from app.errors import Fenced
+from app.flow import Flow, Lease
+from app.kafka import Sender
 from app.learning import Follower
 from app.metrics import Metrics
 from app.records import (
@@ -55,7 +57,6 @@ from app.records import (
 )
 from app.tasks import Committed
 from app.topics import Topics, TopicSpec, partition_of
-from app.transport import Flow, Lease, Sender
 from app.worker import fresh_champion, stages_of
 
 if TYPE_CHECKING:

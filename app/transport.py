@@ -1,9 +1,7 @@
 """Faust's membership, our loop: a transport that moves whole batches, URL scheme ``weir://``.
 
-Faust gives the app, the group, the assignment and the life of the services. What passes
-between fetching and committing is here, in one order that is never changed:
-
-    apply -> outputs, every one acknowledged -> state, every one acknowledged -> offsets
+Faust gives the app, the group, the assignment and the life of the services; what passes between
+fetching and committing is the loop here, around the turns of ``flow``.
 
 Everything that reaches into Faust or aiokafka stands in this module; a test holds a hash of
 each private method it relies on.
@@ -14,22 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
     IllegalGenerationError,
-    KafkaConnectionError,
     KafkaError,
     RebalanceInProgressError,
     UnknownMemberIdError,
 )
-from aiokafka.helpers import create_ssl_context
 from aiokafka.structs import OffsetAndMetadata
 from faust.tables.manager import TableManager
 from faust.transport import base
@@ -38,9 +33,11 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from app.errors import Fenced, Undelivered
-from app.records import Partition, Record
-from app.tasks import Committed, Effects
-from app.topics import DEAD_LETTER_BYTES, SNAPSHOT_BYTES
+from app.flow import Flow, Lease
+from app.kafka import client_settings, reach, read
+from app.records import Partition
+from app.tasks import Committed
+from app.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,284 +45,11 @@ if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
     from faust import App
 
-    from app.config import KafkaSettings, Settings
-    from app.metrics import Metrics
-    from app.records import Send
-    from app.tasks import Range, Stage, Task
 
 log = structlog.get_logger(__name__)
 
-#: 512 KiB: half of what a broker takes in one batch by default.
-_BATCH_BYTES: Final = 524_288
-#: A record's keys, headers and framing beside its value.
-_FRAMING_BYTES: Final = 65_536
-#: Seconds between two tries to reach a broker that is away.
-_RETRY_S: Final = 1.0
 #: Heartbeats a session: the broker may miss two.
 _HEARTBEATS: Final = 10
-
-
-def now_ms() -> int:
-    """The wall clock; the core gets it as an argument."""
-    return time.time_ns() // 1_000_000
-
-
-def client_settings(kafka: KafkaSettings) -> dict[str, Any]:
-    """How any client of ours reaches the brokers, as aiokafka wants it."""
-    settings: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap,
-        "security_protocol": kafka.security_protocol,
-        "request_timeout_ms": kafka.request_timeout,
-    }
-    if kafka.security_protocol.endswith("SSL"):
-        settings["ssl_context"] = create_ssl_context(
-            cafile=str(kafka.ca_file) if kafka.ca_file else None,
-            certfile=str(kafka.cert_file) if kafka.cert_file else None,
-            keyfile=str(kafka.key_file) if kafka.key_file else None,
-        )
-    if kafka.security_protocol.startswith("SASL"):
-        settings["sasl_mechanism"] = kafka.sasl_mechanism
-        settings["sasl_plain_username"] = kafka.username
-        settings["sasl_plain_password"] = (
-            kafka.password.get_secret_value() if kafka.password else None
-        )
-    return settings
-
-
-async def reach(start: Any, bootstrap: str) -> None:
-    """Start a client, for as long as it takes: a broker that is away is waited for, aloud."""
-    waited = 0
-    while True:
-        try:
-            await start()
-        except (KafkaConnectionError, OSError) as error:
-            waited += 1
-            if waited == 1 or waited % 10 == 0:
-                log.warning(
-                    "waiting_for_broker", bootstrap=bootstrap, tries=waited, error=str(error)
-                )
-            await asyncio.sleep(_RETRY_S)
-        else:
-            return
-
-
-def read(record: ConsumerRecord[bytes, bytes]) -> Record:
-    """A record of aiokafka's in our words."""
-    return Record(record.offset, record.key, record.value, record.timestamp, record.headers)
-
-
-class Lease:
-    """The right to write: it runs out when the group may have given our partitions away.
-
-    A process that was stopped (SIGSTOP, a suspended machine) for longer than its session wakes
-    up as if nothing had happened; only a clock that went on meanwhile can tell it.
-    """
-
-    def __init__(self, session_ms: int, reserve_ms: int = 0) -> None:
-        """Begin without a lease; keep ``reserve_ms`` of it for what a write may take to land."""
-        self._session_s = (session_ms - reserve_ms) / 1_000.0
-        self._renewed_s = float("-inf")
-
-    @staticmethod
-    def clock_s() -> float:
-        """Seconds since boot, those asleep included."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def renew(self, at_s: float) -> None:
-        """The group coordinator knew us at ``at_s``."""
-        self._renewed_s = max(self._renewed_s, at_s)
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the group coordinator last knew us."""
-        return self.clock_s() - self._renewed_s
-
-    def check(self) -> None:
-        """Raise Fenced if our partitions may be another's by now."""
-        if self.age_s >= self._session_s:
-            msg = (
-                f"no heartbeat was answered for {self.age_s:.1f} s, of {self._session_s:g} s in "
-                "which a write is sure to land before the partitions can be another worker's"
-            )
-            raise Fenced(msg)
-
-
-class Sender:
-    """Writes records and returns when the brokers have acknowledged every one."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Describe the producer; ``start`` connects it."""
-        self._kafka = settings.kafka
-        self._timeout_s = settings.delivery_ms / 1_000.0
-        self._producer: AIOKafkaProducer | None = None
-
-    async def start(self) -> None:
-        """Connect, waiting for a broker that is away."""
-        self._producer = AIOKafkaProducer(
-            **client_settings(self._kafka),
-            acks="all",
-            enable_idempotence=self._kafka.idempotent,
-            linger_ms=0,
-            max_batch_size=_BATCH_BYTES,
-            max_request_size=SNAPSHOT_BYTES + _FRAMING_BYTES,
-        )
-        await reach(self._producer.start, self._kafka.bootstrap)
-
-    async def stop(self) -> None:
-        """Disconnect."""
-        if self._producer is not None:
-            await self._producer.stop()
-
-    async def deliver(self, sends: Iterable[Send]) -> None:
-        """Write records, in order within each partition. Raises Undelivered."""
-        by_partition: dict[tuple[str, int], list[Send]] = defaultdict(list)
-        for send in sends:
-            by_partition[send.topic, send.partition].append(send)
-        if not by_partition:
-            return
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await asyncio.gather(*(self._write(*at, s) for at, s in by_partition.items()))
-        except (KafkaError, TimeoutError) as error:
-            topics = sorted({topic for topic, _ in by_partition})
-            msg = f"a batch for {', '.join(topics)} was not acknowledged: {error!r}"
-            raise Undelivered(msg) from error
-
-    async def _write(self, topic: str, partition: int, sends: Sequence[Send]) -> None:
-        producer = cast("AIOKafkaProducer", self._producer)
-        builder = producer.create_batch()
-        acknowledged = []
-        for send in sends:
-            record = {"key": send.key, "value": send.value, "timestamp": None}
-            if builder.append(**record, headers=list(send.headers)) is None:
-                acknowledged.append(await producer.send_batch(builder, topic, partition=partition))
-                builder = producer.create_batch()
-                builder.append(**record, headers=list(send.headers))
-        acknowledged.append(await producer.send_batch(builder, topic, partition=partition))
-        await asyncio.gather(*acknowledged)
-
-
-class Reader:
-    """Reads partitions from one offset to another, outside any group."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Describe the consumer; ``read`` connects it."""
-        self._kafka = settings.kafka
-
-    def client(self) -> AIOKafkaConsumer:
-        """Return a consumer without a group, not yet connected."""
-        return AIOKafkaConsumer(
-            **client_settings(self._kafka),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=SNAPSHOT_BYTES,
-            max_poll_records=10_000,
-        )
-
-    async def read(self, task: Task, ranges: Sequence[Range]) -> int:
-        """Hand the records of ``ranges`` to the task, in order; return how many there were."""
-        if not ranges:
-            return 0
-        consumer = self.client()
-        await reach(consumer.start, self._kafka.bootstrap)
-        try:
-            return sum([await self._read(consumer, task, wanted) for wanted in ranges])
-        finally:
-            await consumer.stop()
-
-    @staticmethod
-    async def _read(consumer: AIOKafkaConsumer, task: Task, wanted: Range) -> int:
-        at = TopicPartition(*wanted.partition)
-        consumer.assign([at])
-        first = (await consumer.beginning_offsets([at]))[at]
-        stop = (await consumer.end_offsets([at]))[at]
-        stop = stop if wanted.stop is None else min(stop, wanted.stop)
-        consumer.seek(at, max(first, wanted.start or 0))
-        n = 0
-        while await consumer.position(at) < stop:
-            fetched = await consumer.getmany(at, timeout_ms=1_000)
-            records = [read(record) for record in fetched.get(at, ()) if record.offset < stop]
-            task.restore(wanted.partition, records)
-            n += len(records)
-        return n
-
-
-class Flow:
-    """What one process runs: its stages, and what moves records between them and Kafka."""
-
-    def __init__(self, settings: Settings, stages: Sequence[Stage], metrics: Metrics) -> None:
-        """Describe the flow; nothing is connected yet."""
-        self.settings, self.stages, self.metrics = settings, stages, metrics
-        self.sender = Sender(settings)
-        self.reader = Reader(settings)
-        self.lease = Lease(settings.kafka.session_timeout, settings.delivery_ms)
-        self.now_ms = now_ms
-        self.tasks: dict[Partition, Task] = {}
-        self.positions: dict[Partition, int] = {}
-        self.is_restored = False
-        self.is_assigned = False
-        self.progress_s = time.monotonic()  # when the loop last came round
-        self.is_whole = True  # no batch was left half done
-        self.gates: list[asyncio.Event] = []  # what must have come before the first batch
-        self._committed: dict[Partition, int] = {}
-        self._committed_s = 0.0
-
-    @property
-    def topics(self) -> list[str]:
-        """Every topic that some stage reads, in the order of the flow."""
-        return [topic for stage in self.stages for topic in stage.topics]
-
-    def own(self, assigned: Iterable[Partition]) -> list[Task]:
-        """Make the tasks of newly assigned partitions; what was owned before is dropped."""
-        self.tasks, self.positions, self._committed = {}, {}, {}
-        self.is_whole = True
-        owned, made = set(assigned), []
-        for stage in self.stages:
-            for number in sorted({p.partition for p in owned if p.topic in stage.topics}):
-                task = stage.task(number)
-                if all(at in owned for at in task.inputs):
-                    made.append(task)
-                    self.tasks.update(dict.fromkeys(task.inputs, task))
-                else:
-                    log.error("inputs_not_together", stage=stage.name, partition=number)
-        return made
-
-    async def run(self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool) -> None:
-        """One turn of the loop but for the offsets: apply, outputs, state."""
-        effects, now = Effects(), self.now_ms()
-        self.is_whole = False
-        for at, records in fetched.items():
-            self.tasks[at].apply(at, records, now, effects)
-        for task in dict.fromkeys(self.tasks.values()):
-            task.tick(now, effects, is_last=is_last)
-        for sends in (effects.first, effects.outputs):
-            if sends:
-                self.lease.check()
-                await self.sender.deliver(sends)
-        if effects.state:
-            self.lease.check()
-            await self.sender.deliver(effects.state)
-        self.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
-        self.is_whole = True
-
-    def due(self) -> dict[Partition, Committed]:
-        """Offsets that may be committed now, and were not yet."""
-        return {
-            at: Committed(offset, self.tasks[at].note(at, offset))
-            for at, offset in self.positions.items()
-            if self._committed.get(at) != offset
-        }
-
-    def is_due(self) -> bool:
-        """Whether it is time to commit."""
-        interval_s = self.settings.worker.commit_interval / 1_000.0
-        return time.monotonic() - self._committed_s >= interval_s
-
-    def committed(self, offsets: Mapping[Partition, Committed]) -> None:
-        """Note what the coordinator took."""
-        self._committed.update({at: was.offset for at, was in offsets.items()})
-        self._committed_s = time.monotonic()
-        self.metrics.committed(self.now_ms())
 
 
 def flow_of(app: Any) -> Flow:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from faust import App
 
-    from app.transport import Flow
+    from app.flow import Flow
 
 #: A loop comes round ten times a second, and a batch takes well under a second.
 _STALLED_S: Final = 30.0

@@ -12,12 +12,13 @@ from yarl import URL
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
+from app.flow import Flow
 from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
 from app.stages import EntityStage, policy_of
 from app.topics import Topics
-from app.transport import Flow, Restorer
+from app.transport import Restorer
 from app.web import serve
 
 if TYPE_CHECKING:

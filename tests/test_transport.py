@@ -19,10 +19,11 @@ from faust.transport.drivers import aiokafka as driver
 
 from app.config import Settings, load
 from app.errors import Fenced, Undelivered
+from app.flow import Flow, Lease
+from app.kafka import Sender
 from app.metrics import Metrics
 from app.records import Partition, Record, Send
 from app.tasks import Committed, Effects, Range
-from app.transport import Flow, Lease, Sender
 
 # ---- The tripwire.
 

@@ -23,9 +23,9 @@ from aiokafka import TopicPartition
 from common import data_file, err, kafka, machine, progress, worker
 
 from app.config import Settings, load
+from app.kafka import Reader, Sender
 from app.records import Send
 from app.topics import Topics
-from app.transport import Reader, Sender
 
 #: 2020-01-01: any time will do, one record a second.
 START_MS = 1_577_836_800_000

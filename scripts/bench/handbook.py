@@ -29,9 +29,9 @@ from common import data_file, err, kafka, machine, progress, worker
 from app.backtest import Backtest, due_after, due_whole_days
 from app.config import Settings, load
 from app.files import Columns, read_columns, write_rows
+from app.kafka import Reader, Sender
 from app.records import LabelOutcome, Score, Send
 from app.topics import Topics
-from app.transport import Reader, Sender
 
 #: The shared file begins on 2018-04-01, with a month in which frauds only begin to be simulated:
 #: a model whose old examples do not fade begins after it. The test weeks end on 2018-09-04.

@@ -23,10 +23,10 @@ from app.config import WindowFeature
 from app.core.features import FeaturePlan
 from app.core.scoring import Batch
 from app.errors import Undelivered
+from app.kafka import Sender
 from app.learning import newest
 from app.records import Record, Send
 from app.topics import TopicSpec
-from app.transport import Sender
 from tests.core.reference import Reference, Seen
 from tests.integration.harness import Process, World, free_port, labels_of, transactions, until
 

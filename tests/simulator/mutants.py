@@ -15,11 +15,11 @@ from app.core import learner as learners
 from app.core.entity import EntityStore
 from app.core.learner import Learner
 from app.core.pending import Join, Waited
+from app.flow import Flow, Lease
 from app.join import JoinTask
 from app.learning import LearnTask
 from app.stages import EntityTask
 from app.tasks import Effects
-from app.transport import Flow, Lease
 from tests.simulator.world import World
 
 if TYPE_CHECKING:

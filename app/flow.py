@@ -1,0 +1,140 @@
+"""The loop's turn: what one process runs, in the one order that is never changed.
+
+apply -> outputs, every one acknowledged -> state, every one acknowledged -> offsets
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from app.errors import Fenced
+from app.kafka import Reader, Sender, now_ms
+from app.tasks import Committed, Effects
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from app.config import Settings
+    from app.metrics import Metrics
+    from app.records import Partition, Record
+    from app.tasks import Stage, Task
+
+log = structlog.get_logger(__name__)
+
+
+class Lease:
+    """The right to write: it runs out when the group may have given our partitions away.
+
+    A process that was stopped (SIGSTOP, a suspended machine) for longer than its session wakes
+    up as if nothing had happened; only a clock that went on meanwhile can tell it.
+    """
+
+    def __init__(self, session_ms: int, reserve_ms: int = 0) -> None:
+        """Begin without a lease; keep ``reserve_ms`` of it for what a write may take to land."""
+        self._session_s = (session_ms - reserve_ms) / 1_000.0
+        self._renewed_s = float("-inf")
+
+    @staticmethod
+    def clock_s() -> float:
+        """Seconds since boot, those asleep included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def renew(self, at_s: float) -> None:
+        """The group coordinator knew us at ``at_s``."""
+        self._renewed_s = max(self._renewed_s, at_s)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the group coordinator last knew us."""
+        return self.clock_s() - self._renewed_s
+
+    def check(self) -> None:
+        """Raise Fenced if our partitions may be another's by now."""
+        if self.age_s >= self._session_s:
+            msg = (
+                f"no heartbeat was answered for {self.age_s:.1f} s, of {self._session_s:g} s in "
+                "which a write is sure to land before the partitions can be another worker's"
+            )
+            raise Fenced(msg)
+
+
+class Flow:
+    """What one process runs: its stages, and what moves records between them and Kafka."""
+
+    def __init__(self, settings: Settings, stages: Sequence[Stage], metrics: Metrics) -> None:
+        """Describe the flow; nothing is connected yet."""
+        self.settings, self.stages, self.metrics = settings, stages, metrics
+        self.sender = Sender(settings)
+        self.reader = Reader(settings)
+        self.lease = Lease(settings.kafka.session_timeout, settings.delivery_ms)
+        self.now_ms = now_ms
+        self.tasks: dict[Partition, Task] = {}
+        self.positions: dict[Partition, int] = {}
+        self.is_restored = False
+        self.is_assigned = False
+        self.progress_s = time.monotonic()  # when the loop last came round
+        self.is_whole = True  # no batch was left half done
+        self.gates: list[asyncio.Event] = []  # what must have come before the first batch
+        self._committed: dict[Partition, int] = {}
+        self._committed_s = 0.0
+
+    @property
+    def topics(self) -> list[str]:
+        """Every topic that some stage reads, in the order of the flow."""
+        return [topic for stage in self.stages for topic in stage.topics]
+
+    def own(self, assigned: Iterable[Partition]) -> list[Task]:
+        """Make the tasks of newly assigned partitions; what was owned before is dropped."""
+        self.tasks, self.positions, self._committed = {}, {}, {}
+        self.is_whole = True
+        owned, made = set(assigned), []
+        for stage in self.stages:
+            for number in sorted({p.partition for p in owned if p.topic in stage.topics}):
+                task = stage.task(number)
+                if all(at in owned for at in task.inputs):
+                    made.append(task)
+                    self.tasks.update(dict.fromkeys(task.inputs, task))
+                else:
+                    log.error("inputs_not_together", stage=stage.name, partition=number)
+        return made
+
+    async def run(self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool) -> None:
+        """One turn of the loop but for the offsets: apply, outputs, state."""
+        effects, now = Effects(), self.now_ms()
+        self.is_whole = False
+        for at, records in fetched.items():
+            self.tasks[at].apply(at, records, now, effects)
+        for task in dict.fromkeys(self.tasks.values()):
+            task.tick(now, effects, is_last=is_last)
+        for sends in (effects.first, effects.outputs):
+            if sends:
+                self.lease.check()
+                await self.sender.deliver(sends)
+        if effects.state:
+            self.lease.check()
+            await self.sender.deliver(effects.state)
+        self.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
+        self.is_whole = True
+
+    def due(self) -> dict[Partition, Committed]:
+        """Offsets that may be committed now, and were not yet."""
+        return {
+            at: Committed(offset, self.tasks[at].note(at, offset))
+            for at, offset in self.positions.items()
+            if self._committed.get(at) != offset
+        }
+
+    def is_due(self) -> bool:
+        """Whether it is time to commit."""
+        interval_s = self.settings.worker.commit_interval / 1_000.0
+        return time.monotonic() - self._committed_s >= interval_s
+
+    def committed(self, offsets: Mapping[Partition, Committed]) -> None:
+        """Note what the coordinator took."""
+        self._committed.update({at: was.offset for at, was in offsets.items()})
+        self._committed_s = time.monotonic()
+        self.metrics.committed(self.now_ms())

@@ -1,0 +1,184 @@
+"""Kafka as everything here reaches it: whoever writes sees every acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.helpers import create_ssl_context
+
+from app.errors import Undelivered
+from app.records import Record
+from app.topics import SNAPSHOT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from aiokafka.structs import ConsumerRecord
+
+    from app.config import KafkaSettings, Settings
+    from app.records import Send
+    from app.tasks import Range, Task
+
+log = structlog.get_logger(__name__)
+
+#: 512 KiB: half of what a broker takes in one batch by default.
+_BATCH_BYTES: Final = 524_288
+#: A record's keys, headers and framing beside its value.
+_FRAMING_BYTES: Final = 65_536
+#: Seconds between two tries to reach a broker that is away.
+_RETRY_S: Final = 1.0
+
+
+def now_ms() -> int:
+    """The wall clock; the core gets it as an argument."""
+    return time.time_ns() // 1_000_000
+
+
+def client_settings(kafka: KafkaSettings) -> dict[str, Any]:
+    """How any client of ours reaches the brokers, as aiokafka wants it."""
+    settings: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap,
+        "security_protocol": kafka.security_protocol,
+        "request_timeout_ms": kafka.request_timeout,
+    }
+    if kafka.security_protocol.endswith("SSL"):
+        settings["ssl_context"] = create_ssl_context(
+            cafile=str(kafka.ca_file) if kafka.ca_file else None,
+            certfile=str(kafka.cert_file) if kafka.cert_file else None,
+            keyfile=str(kafka.key_file) if kafka.key_file else None,
+        )
+    if kafka.security_protocol.startswith("SASL"):
+        settings["sasl_mechanism"] = kafka.sasl_mechanism
+        settings["sasl_plain_username"] = kafka.username
+        settings["sasl_plain_password"] = (
+            kafka.password.get_secret_value() if kafka.password else None
+        )
+    return settings
+
+
+async def reach(start: Any, bootstrap: str) -> None:
+    """Start a client, for as long as it takes: a broker that is away is waited for, aloud."""
+    waited = 0
+    while True:
+        try:
+            await start()
+        except (KafkaConnectionError, OSError) as error:
+            waited += 1
+            if waited == 1 or waited % 10 == 0:
+                log.warning(
+                    "waiting_for_broker", bootstrap=bootstrap, tries=waited, error=str(error)
+                )
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
+
+
+def read(record: ConsumerRecord[bytes, bytes]) -> Record:
+    """A record of aiokafka's in our words."""
+    return Record(record.offset, record.key, record.value, record.timestamp, record.headers)
+
+
+class Sender:
+    """Writes records and returns when the brokers have acknowledged every one."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Describe the producer; ``start`` connects it."""
+        self._kafka = settings.kafka
+        self._timeout_s = settings.delivery_ms / 1_000.0
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """Connect, waiting for a broker that is away."""
+        self._producer = AIOKafkaProducer(
+            **client_settings(self._kafka),
+            acks="all",
+            enable_idempotence=self._kafka.idempotent,
+            linger_ms=0,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=SNAPSHOT_BYTES + _FRAMING_BYTES,
+        )
+        await reach(self._producer.start, self._kafka.bootstrap)
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def deliver(self, sends: Iterable[Send]) -> None:
+        """Write records, in order within each partition. Raises Undelivered."""
+        by_partition: dict[tuple[str, int], list[Send]] = defaultdict(list)
+        for send in sends:
+            by_partition[send.topic, send.partition].append(send)
+        if not by_partition:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.gather(*(self._write(*at, s) for at, s in by_partition.items()))
+        except (KafkaError, TimeoutError) as error:
+            topics = sorted({topic for topic, _ in by_partition})
+            msg = f"a batch for {', '.join(topics)} was not acknowledged: {error!r}"
+            raise Undelivered(msg) from error
+
+    async def _write(self, topic: str, partition: int, sends: Sequence[Send]) -> None:
+        producer = cast("AIOKafkaProducer", self._producer)
+        builder = producer.create_batch()
+        acknowledged = []
+        for send in sends:
+            record = {"key": send.key, "value": send.value, "timestamp": None}
+            if builder.append(**record, headers=list(send.headers)) is None:
+                acknowledged.append(await producer.send_batch(builder, topic, partition=partition))
+                builder = producer.create_batch()
+                builder.append(**record, headers=list(send.headers))
+        acknowledged.append(await producer.send_batch(builder, topic, partition=partition))
+        await asyncio.gather(*acknowledged)
+
+
+class Reader:
+    """Reads partitions from one offset to another, outside any group."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Describe the consumer; ``read`` connects it."""
+        self._kafka = settings.kafka
+
+    def client(self) -> AIOKafkaConsumer:
+        """Return a consumer without a group, not yet connected."""
+        return AIOKafkaConsumer(
+            **client_settings(self._kafka),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=SNAPSHOT_BYTES,
+            max_poll_records=10_000,
+        )
+
+    async def read(self, task: Task, ranges: Sequence[Range]) -> int:
+        """Hand the records of ``ranges`` to the task, in order; return how many there were."""
+        if not ranges:
+            return 0
+        consumer = self.client()
+        await reach(consumer.start, self._kafka.bootstrap)
+        try:
+            return sum([await self._read(consumer, task, wanted) for wanted in ranges])
+        finally:
+            await consumer.stop()
+
+    @staticmethod
+    async def _read(consumer: AIOKafkaConsumer, task: Task, wanted: Range) -> int:
+        at = TopicPartition(*wanted.partition)
+        consumer.assign([at])
+        first = (await consumer.beginning_offsets([at]))[at]
+        stop = (await consumer.end_offsets([at]))[at]
+        stop = stop if wanted.stop is None else min(stop, wanted.stop)
+        consumer.seek(at, max(first, wanted.start or 0))
+        n = 0
+        while await consumer.position(at) < stop:
+            fetched = await consumer.getmany(at, timeout_ms=1_000)
+            records = [read(record) for record in fetched.get(at, ()) if record.offset < stop]
+            task.restore(wanted.partition, records)
+            n += len(records)
+        return n
