@@ -1,6 +1,6 @@
 """Signed snapshots of a fold: bytes that are opened only after their signature holds.
 
-    WEIR1 | HMAC-SHA256 over the rest, 32 bytes | zlib(pickle)
+    WEIR1 | HMAC-SHA256 over the rest, 32 bytes | length, 8 bytes | zstd(pickle)
 
 A pickle can run code, so none is loaded before the signature is verified with the key that
 all processes of one installation share, and then only classes of an allow-list are found.
@@ -12,8 +12,10 @@ import hashlib
 import hmac
 import io
 import pickle
-import zlib
+import struct
 from typing import TYPE_CHECKING, Any, Final
+
+import cramjam
 
 from app.errors import Refused
 
@@ -24,6 +26,7 @@ _MAGIC: Final = b"WEIR1"
 _SIGNATURE_BYTES: Final = 32
 #: 1 GiB: a bound on what a snapshot may inflate to, far above any model with bounded memory.
 _INFLATED_MAX: Final = 1 << 30
+_LENGTH: Final = struct.Struct("<Q")
 
 #: Classes of these packages may stand in a snapshot...
 _PACKAGES: Final = ("app.core.", "app.records.", "river.")
@@ -84,13 +87,36 @@ class _Unpickler(pickle.Unpickler):
         raise Refused(msg)
 
 
+def pack(pickled: bytes) -> bytes:
+    """Bytes, made smaller: zstd at its quickest takes 0.08 s for a forest of 18 MB."""
+    return _LENGTH.pack(len(pickled)) + bytes(cramjam.zstd.compress(pickled, 1))
+
+
+def _unpack(body: bytes) -> bytearray:
+    """Inverse of ``pack``, into no more memory than the signed length says."""
+    length = _LENGTH.unpack_from(body)[0] if len(body) >= _LENGTH.size else -1
+    if not 0 <= length <= _INFLATED_MAX:
+        msg = f"snapshot inflates to {length} bytes; expected at most {_INFLATED_MAX}"
+        raise Refused(msg)
+    inflated = bytearray(length)
+    try:
+        written = cramjam.zstd.decompress_into(body[_LENGTH.size :], inflated)
+    except (cramjam.DecompressionError, ValueError, OSError) as error:
+        msg = f"snapshot does not inflate: {error}"
+        raise Refused(msg) from None
+    if written != length:
+        msg = f"snapshot inflates to {written} bytes; expected {length}"
+        raise Refused(msg)
+    return inflated
+
+
 def seal(state: object, key: bytes) -> bytes:
     """Snapshot of ``state`` as bytes, signed with ``key``.
 
     >>> unseal(seal({"n": 1}, b"key"), [b"key"])
     {'n': 1}
     """
-    body = zlib.compress(pickle.dumps(state, protocol=5), 1)
+    body = pack(pickle.dumps(state, protocol=5))
     return _MAGIC + hmac.digest(key, body, hashlib.sha256) + body
 
 
@@ -107,17 +133,8 @@ def unseal(snapshot: bytes, keys: Iterable[bytes]) -> Any:
     if not any(hmac.compare_digest(signature, hmac.digest(k, body, hashlib.sha256)) for k in keys):
         msg = "snapshot is not signed with learner.key: it is torn or foreign"
         raise Refused(msg)
-    inflater = zlib.decompressobj()
     try:
-        inflated = inflater.decompress(body, _INFLATED_MAX)
-    except zlib.error as error:
-        msg = f"snapshot does not inflate: {error}"
-        raise Refused(msg) from None
-    if not inflater.eof:
-        msg = f"snapshot inflates to more than {_INFLATED_MAX} bytes"
-        raise Refused(msg)
-    try:
-        return _Unpickler(io.BytesIO(inflated)).load()
+        return _Unpickler(io.BytesIO(_unpack(body))).load()
     except (
         pickle.UnpicklingError,
         AttributeError,

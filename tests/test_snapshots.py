@@ -7,7 +7,6 @@ import pickle
 import random
 import subprocess
 import zipfile
-import zlib
 from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from app.core.models import make_model
 from app.errors import Refused
 from app.learning import new_learner, newest, open_snapshot
 from app.records import Record
-from app.snapshots import seal, unseal
+from app.snapshots import pack, seal, unseal
 
 KEY = b"a key of this installation"
 STREAM = load(profile="stream")
@@ -46,7 +45,7 @@ def signed(body: bytes, key: bytes = KEY) -> bytes:
 
 def packed(pickled: bytes) -> bytes:
     """A pickle, well signed."""
-    return signed(zlib.compress(pickled, 1))
+    return signed(pack(pickled))
 
 
 STATES: list[Any] = [
@@ -124,7 +123,7 @@ def test_snapshot_of_another_installation_is_refused():
 def test_pickle_of_a_stranger_is_not_loaded(tmp_path):
     """Without our signature no opcode of it runs."""
     evil = pickle.dumps(Runs(os.system, f"touch {tmp_path}/ran"))
-    for snapshot in (evil, b"WEIR1" + evil, signed(zlib.compress(evil), b"stranger")):
+    for snapshot in (evil, b"WEIR1" + evil, signed(pack(evil), b"stranger")):
         with pytest.raises(Refused):
             unseal(snapshot, [KEY])
     assert [] == list(tmp_path.iterdir())
@@ -177,7 +176,7 @@ def test_broken_pickle_under_our_signature_is_refused():
     for pickled in (b"", b"\x80\x05", b"garbage", pickle.dumps(1)[:-1]):
         with pytest.raises(Refused):
             unseal(packed(pickled), [KEY])
-    for body in (b"", b"garbage", zlib.compress(pickle.dumps(1))[:-3]):
+    for body in (b"", b"garbage", pack(pickle.dumps(1))[:-3]):
         with pytest.raises(Refused):
             unseal(signed(body), [KEY])
 
