@@ -238,6 +238,7 @@ def report(result: Result) -> dict[str, Any]:
         "average_precision": _or_none(evaluation.average_precision),
         "roc_auc": _or_none(evaluation.roc_auc),
         "brier": _or_none(evaluation.brier),
+        "calibration_error": _or_none(evaluation.calibration_error),
         "drift_alerts": len(result.drifts),
         "model": result.learner.model.__class__.__name__,
         "model_digest": result.learner.digest,

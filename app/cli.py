@@ -133,6 +133,10 @@ def backtest(
     batch: Annotated[
         int, typer.Option(min=1, help="Transactions that one model scores, at most.")
     ] = 512,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of the configured model; several are compared, one pass each."),
+    ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="Write transaction_id and score to this Parquet file.")
     ] = None,
@@ -148,18 +152,29 @@ def backtest(
         delay_ms = parse_duration(delay)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--delay") from None
+    chosen = model or [settings.model.name]
+    if scores and len(chosen) > 1:
+        raise typer.BadParameter(
+            "expected one model where scores are written", param_hint="--model"
+        )
     columns = read_columns(file, settings)
-    with progress("scoring", len(columns)) as advance:
-        due_ms = due_after(columns.times_ms, delay_ms)
-        result = Backtest(settings, batch_max=batch).run(columns, due_ms, advance)
-    if scores:
-        write_rows(scores, {"transaction_id": columns.ids, "score": result.scores})
-    told = report(result)
+    due_ms = due_after(columns.times_ms, delay_ms)
+    told: dict[str, dict[str, Any]] = {}
+    for name in chosen:
+        # The configured parameters are those of the configured model.
+        params = settings.model.params if name == settings.model.name else {}
+        its = load(config, profile, model={"name": name, "params": params})
+        with progress(name, len(columns)) as advance:
+            result = Backtest(its, batch_max=batch).run(columns, due_ms, advance)
+        told[name] = report(result)
+        if scores:
+            write_rows(scores, {"transaction_id": columns.ids, "score": result.scores})
     if as_json:
-        print_json(told)
+        print_json(told if len(chosen) > 1 else told[chosen[0]])
         return
-    for name, value in told.items():
-        sys.stdout.write(f"{name:20} {value}\n")
+    for row in ["", *told[chosen[0]]]:
+        cells = [str(told[name].get(row, name)) for name in chosen]
+        sys.stdout.write(f"{row:20} " + " ".join(f"{cell:>20}" for cell in cells) + "\n")
 
 
 @contextlib.contextmanager

@@ -114,6 +114,9 @@ class Metrics:
         )
         self._auc = Gauge("weir_roc_auc", "Of all scores that have a label.", registry=r)
         self._brier = Gauge("weir_brier_score", "Of all scores that have a label.", registry=r)
+        self._calibration = Gauge(
+            "weir_calibration_error", "Expected calibration error of the same.", registry=r
+        )
         self._drifts = Counter("weir_drifts", "Changes announced, by kind.", ["kind"], registry=r)
         self._snapshot_bytes = Gauge(
             "weir_snapshot_bytes", "Size of the last snapshot.", registry=r
@@ -177,6 +180,7 @@ class Metrics:
         self._ap.set(learner.evaluation.average_precision)
         self._auc.set(learner.evaluation.roc_auc)
         self._brier.set(learner.evaluation.brier)
+        self._calibration.set(learner.evaluation.calibration_error)
         for drift in followed.drifts:
             self._drifts.labels(drift.kind).inc()
         self.totals["drifts"] += len(followed.drifts)

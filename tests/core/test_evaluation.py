@@ -66,3 +66,15 @@ def test_certain_scores_are_counted():
     evaluation = Evaluation()
     evaluation.update(np.array([1.0, 0.0]), np.array([True, False]))
     assert (1.0, 1.0) == (evaluation.average_precision, evaluation.roc_auc)
+
+
+def test_calibration_error_is_the_distance_of_score_and_share():
+    """None where scores are shares; their distance where they are off."""
+    rng = np.random.default_rng(8)
+    scores = rng.uniform(0.01, 0.6, 50_000)
+    honest, bold = Evaluation(), Evaluation()
+    honest.update(scores, rng.random(50_000) < scores)
+    bold.update(np.minimum(scores + 0.3, 1.0), rng.random(50_000) < scores)
+    assert honest.calibration_error < 0.01
+    assert 0.28 < bold.calibration_error < 0.32
+    assert np.isnan(Evaluation().calibration_error)
