@@ -239,7 +239,8 @@ def simulate(world: World) -> Iterator[Day]:
         transactions = _transactions(world, cards, number, first_id)
         first_id += len(transactions.ids)
         labels = _labels(world, transactions, world.rng(_DAY, number, 1))
-        waiting = Labels(*(np.concatenate(pair) for pair in zip(waiting, labels, strict=True)))
+        both: Iterator[tuple[Any, Any]] = zip(waiting, labels, strict=True)
+        waiting = Labels(*(np.concatenate(pair) for pair in both))
         is_due = waiting.times_ms < world.start_ms + (number + 1) * DAY_MS
         due, waiting = waiting.take(is_due), waiting.take(~is_due)
         yield Day(world, transactions, due.take(np.lexsort((due.ids, due.times_ms))))

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
 from app.core.entity import hash_id
@@ -73,15 +74,31 @@ class Confirmed(NamedTuple):
 
 @dataclass(slots=True)
 class Waiting:
-    """A scored transaction and what is known of it."""
+    """A scored transaction and what is known of it.
 
-    score: Score
+    Its features are kept packed: 8 bytes each instead of 32, and there are many that wait.
+    """
+
+    kept: Score
+    features: bytes
     at: Position
     due_ms: int  # when it matures; once matured, when it may be forgotten
     is_fraud: bool | None = None
     is_matured: bool = False
     until_ms: int = -1  # its labels could be taken for early ones until then
     has_label: bool = False  # one of its labels stands in the list that ``low`` looks at
+
+    @classmethod
+    def of(cls, score: Score, at: Position, due_ms: int) -> Waiting:
+        """A transaction that was scored just now."""
+        packed = np.array(score.features, np.float64).tobytes()
+        return cls(msgspec.structs.replace(score, features=[]), packed, at, due_ms)
+
+    @property
+    def score(self) -> Score:
+        """The score as it came; what is missing of it is NaN."""
+        features = np.frombuffer(self.features, np.float64).tolist()
+        return msgspec.structs.replace(self.kept, features=features)
 
 
 class Waited(NamedTuple):
@@ -206,7 +223,7 @@ class Join:
             self._known.popitem(last=False)
             self.n_overflowed += 1
         due = score.time_ms + self.maturity_ms
-        waiting = self._known[score.transaction_id] = Waiting(score, at, due)
+        waiting = self._known[score.transaction_id] = Waiting.of(score, at, due)
         heapq.heappush(self._due, (due, score.transaction_id))
         self._due = _pruned(self._due, len(self._known), self._is_due)
         for waited in self._early.pop(score.transaction_id, ()):
@@ -312,7 +329,7 @@ class Join:
     ) -> None:
         """Take what nobody complained about as legitimate: a stated share, with its weight."""
         # The share is decided by the id, so that a restart decides alike.
-        if hash_id(waiting.score.transaction_id) / 2.0**64 >= self.negatives:
+        if hash_id(waiting.kept.transaction_id) / 2.0**64 >= self.negatives:
             return
         effects.examples.append(
             example_of(

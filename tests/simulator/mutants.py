@@ -14,7 +14,7 @@ from app import stages
 from app.core import learner as learners
 from app.core.entity import EntityStore
 from app.core.learner import Learner
-from app.core.pending import Join, Waited
+from app.core.pending import Join, Waited, Waiting
 from app.flow import Flow, Lease
 from app.join import JoinTask
 from app.learning import LearnTask
@@ -214,8 +214,9 @@ def newest_score_counts() -> AbstractContextManager[Any]:
     """A score that is repeated takes the place of the first."""
 
     def mutated(real: Any, join: Join, score: Any, at: Any, effects: Any) -> None:
-        if score.transaction_id in join._known:
-            join._known[score.transaction_id].score = score
+        if (waiting := join._known.get(score.transaction_id)) is not None:
+            newest = Waiting.of(score, at, waiting.due_ms)
+            waiting.kept, waiting.features = newest.kept, newest.features
         real(join, score, at, effects)
 
     return _around(Join, "on_score", mutated)
