@@ -73,8 +73,8 @@ def kafka(directory: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def worker(environment: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process with its topics made, ready to score; stopped at the end."""
+def worker(environment: Mapping[str, str], *arguments: str) -> Iterator[str]:
+    """A worker process with its topics made, ready to score; gives its web address."""
     port = free_port()
     env = {**os.environ, **environment, "WEIR_WORKER__WEB_PORT": str(port)}
     weir = [sys.executable, "-m", "app"]
@@ -82,7 +82,7 @@ def worker(environment: Mapping[str, str], *arguments: str) -> Iterator[subproce
     process = subprocess.Popen([*weir, "worker", *arguments], env=env, cwd=ROOT)
     try:
         wait_until_ready(process, port)
-        yield process
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         try:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import resource
 import sys
 import tempfile
 import time
+import urllib.request
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -28,6 +30,7 @@ from common import data_file, err, kafka, machine, progress, worker
 
 from app.backtest import Backtest, due_after, due_whole_days
 from app.config import Settings, load
+from app.core.pending import SUMMARY_SCORES
 from app.files import Columns, read_columns, write_rows
 from app.kafka import Reader, Sender
 from app.records import LabelOutcome, Score, Send
@@ -96,7 +99,8 @@ def period(columns: Columns, start: str, stop: str) -> Columns:
 class Publisher:
     """Publishes what a backtest would fold, step by step, and collects the scores."""
 
-    def __init__(self, settings: Settings, columns: Columns) -> None:
+    def __init__(self, settings: Settings, columns: Columns, web: str) -> None:
+        self.web = web
         self.settings, self.columns, self.topics = settings, columns, Topics.of(settings)
         self.sender, self.consumer = Sender(settings), Reader(settings).client()
         self.scores = np.full(len(columns), np.nan)
@@ -125,6 +129,7 @@ class Publisher:
                 await self._until(lambda: self.n_outcomes >= n_labels)  # noqa: B023
                 await self.sender.deliver(self._transaction(i) for i in range(start, stop))
                 await self._until(lambda: self.n_scores >= stop)  # noqa: B023
+                self._until_learnt(n_labels + stop // SUMMARY_SCORES)
                 advance(stop - start)
         finally:
             await self.sender.stop()
@@ -156,6 +161,17 @@ class Publisher:
             for tp, records in (await self.consumer.getmany(timeout_ms=1_000)).items():
                 for record in records:
                     self._take(tp.topic, record.value)
+
+    def _until_learnt(self, n: int) -> None:
+        """Wait until the learner has taken n records: labels, and summaries of scores, too."""
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            with urllib.request.urlopen(f"{self.web}/metrics", timeout=10) as page:  # noqa: S310
+                found = re.search(rb"^weir_model_position (\S+)$", page.read(), re.MULTILINE)
+            if found and float(found[1]) >= n - 1:
+                return
+        err.print("[red]no answer[/] of the learner for 120 s; see the worker's log")
+        sys.exit(1)
 
     def _take(self, topic: str, value: bytes) -> None:
         if topic == self.topics.scores.name:
@@ -189,11 +205,11 @@ def through_kafka(
     settings: Settings, columns: Columns, due_ms: Any, environment: dict[str, str], config: Path
 ) -> dict[str, Any]:
     """Scores that came back from a worker, and what became of the labels."""
-    with worker(environment, "-c", str(config)), progress() as bar:
+    with worker(environment, "-c", str(config)) as web, progress() as bar:
         shown = bar.add_task("kafka", total=len(columns), note="")
 
         async def publish() -> Publisher:
-            publisher = Publisher(settings, columns)
+            publisher = Publisher(settings, columns, web)
             await publisher.run(due_ms, lambda n: bar.advance(shown, n))
             return publisher
 
