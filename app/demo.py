@@ -186,8 +186,10 @@ class _Demo:
             soft_wrap=True,
         )
         err.print(f"logs     {self.plan.directory}/worker.log", highlight=False)
+        # As it was called: a virtual environment's own is seldom on the path.
+        command = os.path.relpath(sys.argv[0])
         for what in ("alerts", "drift", "dead-letters"):
-            err.print(f"try      {told} weir tail {what}", highlight=False, soft_wrap=True)
+            err.print(f"try      {told} {command} tail {what}", highlight=False, soft_wrap=True)
 
     async def _publish(self, show: asyncio.Task[None]) -> None:
         """Payments and labels, steady first, then in another world; then wait for the rest."""
