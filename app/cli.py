@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from app import __version__, schemas
-from app.commands import ConfigOption, JsonOption, ProfileOption, commands, err
+from app.commands import ConfigOption, JsonOption, ProfileOption, commands, delay_of, err
 from app.config import Settings, load
 from app.errors import WeirError
 
@@ -144,14 +144,9 @@ def backtest(
 ) -> None:
     """Score and learn from a file: the same core as the worker, with no broker."""
     from app.backtest import Backtest, due_after, report
-    from app.config import parse_duration
     from app.files import read_columns, write_rows
 
-    settings = load(config, profile)
-    try:
-        delay_ms = parse_duration(delay)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--delay") from None
+    settings, delay_ms = load(config, profile), delay_of(delay)
     chosen = model or [settings.model.name]
     if scores and len(chosen) > 1:
         raise typer.BadParameter(

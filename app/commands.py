@@ -45,6 +45,14 @@ BeginningOption = Annotated[
 _INTERRUPTED = 130
 
 
+def delay_of(told: str) -> int:
+    """Milliseconds that ``--delay`` asks for. Raises Misconfigured."""
+    try:
+        return parse_duration(told)
+    except ValueError as error:
+        raise Misconfigured(f"--delay is {shown(told)}; {error}") from None
+
+
 def _line(value: bytes) -> None:
     sys.stdout.buffer.write(value + b"\n")
     sys.stdout.buffer.flush()
@@ -97,11 +105,7 @@ def publish(
     from app.files import read_columns
     from app.publish import items_of, n_items
 
-    settings = load(config, profile)
-    try:
-        delay_ms = parse_duration(delay)
-    except ValueError as error:
-        raise Misconfigured(f"--delay is {shown(delay)}; {error}") from None
+    settings, delay_ms = load(config, profile), delay_of(delay)
     with err.status(f"reading {file}"):
         columns = read_columns(file, settings)
     stream = items_of(columns, settings, delay_ms, with_tail=tail)

@@ -110,13 +110,10 @@ class Flow:
             self.tasks[at].apply(at, records, now, effects)
         for task in dict.fromkeys(self.tasks.values()):
             task.tick(now, effects, is_last=is_last)
-        for sends in (effects.first, effects.outputs):
+        for sends in (effects.first, effects.outputs, effects.state):
             if sends:
                 self.lease.check()
                 await self.sender.deliver(sends)
-        if effects.state:
-            self.lease.check()
-            await self.sender.deliver(effects.state)
         self.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
         self.is_whole = True
 

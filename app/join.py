@@ -102,7 +102,7 @@ class JoinTask:
                 self.stage.metrics.dead_letter(partition.topic)
         self._tell(followed, effects)
         self.stage.metrics.joined(self.scores.partition, self.join)
-        self.stage.metrics.consumed(self.stage.name, len(records), 0)
+        self.stage.metrics.consumed(self.stage.name, len(records))
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
         """Nothing is due by the clock: time is event time."""

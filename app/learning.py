@@ -157,7 +157,7 @@ class LearnTask:
         self._adopt()
         self._kept_ms = self._kept_ms or now_ms
         self.stage.metrics.learned(self.learner, followed)
-        self.stage.metrics.consumed(self.stage.name, len(records), 0)
+        self.stage.metrics.consumed(self.stage.name, len(records))
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
         """Keep a snapshot, every so many examples or so long after the last."""

@@ -131,18 +131,14 @@ class Metrics:
             "weir_consumer_lag_records", "Records not yet read, by topic and partition.",
             ["topic", "partition"], registry=r,
         )  # fmt: skip
-        self.totals = {"consumed": 0, "scored": 0, "alerts": 0, "dead_letters": 0, "drifts": 0}
 
-    def consumed(self, stage: str, n: int, n_refused: int) -> None:
+    def consumed(self, stage: str, n: int) -> None:
         """Count a batch that a stage has read."""
-        del n_refused
         self._consumed.labels(stage).inc(n)
-        self.totals["consumed"] += n
 
     def dead_letter(self, topic: str) -> None:
         """Count a record that could not be read."""
         self._dead.labels(topic).inc()
-        self.totals["dead_letters"] += 1
 
     def scored(
         self, scores: NDArray[np.float64], alerts: NDArray[np.bool_], latency_ms: NDArray[np.int64]
@@ -153,8 +149,6 @@ class Metrics:
         self._alerts.inc(n_alerts)
         self.scores.observe(scores)
         self.latency.observe(latency_ms / 1_000.0)
-        self.totals["scored"] += len(scores)
-        self.totals["alerts"] += n_alerts
 
     def entities(self, stage: str, partition: int, store: EntityStore) -> None:
         """Tell how full a store is."""
@@ -183,7 +177,6 @@ class Metrics:
         self._calibration.set(learner.evaluation.calibration_error)
         for drift in followed.drifts:
             self._drifts.labels(drift.kind).inc()
-        self.totals["drifts"] += len(followed.drifts)
 
     def snapshot(self, n_bytes: int, now_ms: int) -> None:
         """Tell of a snapshot that is on its way."""

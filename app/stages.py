@@ -155,7 +155,7 @@ class EntityTask:
             self._score(batch, now_ms, effects)
         elif len(batch):
             self._send_on(batch, effects)
-        stage.metrics.consumed(stage.name, len(records), len(refused))
+        stage.metrics.consumed(stage.name, len(records))
 
     def _on_feedback(
         self, partition: Partition, records: Sequence[Record], effects: Effects

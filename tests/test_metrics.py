@@ -52,7 +52,7 @@ def metrics():
     made = Metrics()
     scores = np.array([0.1, 0.7])
     made.scored(scores, scores >= 0.5, np.array([5, 70_000]))
-    made.consumed("card_id", 3, 1)
+    made.consumed("card_id", 3)
     made.dead_letter("transactions")
     made.lag("transactions", 3, 17)
     made.committed(1_000)

@@ -62,8 +62,8 @@ class Learner:
 
     def __post_init__(self) -> None:
         """Start with nothing learnt."""
-        #: transaction -> (label, position of the record that taught it), oldest first
-        self.learnt: OrderedDict[int, tuple[bool, tuple[str, int, int]]] = OrderedDict()
+        #: transaction -> the label it was learnt with, oldest first
+        self.learnt: OrderedDict[int, bool] = OrderedDict()
         #: positions of the labels lately decided, oldest first
         self.decided: OrderedDict[tuple[str, int, int], None] = OrderedDict()
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
@@ -116,10 +116,9 @@ class Learner:
         key = hash_id(example.transaction_id)
         before = self.learnt.get(key)
         if before is not None:
-            is_fraud, _ = before
             if example.label_source == MATURITY:
                 return False  # delivered again, or overtaken by a label
-            if is_fraud == example.is_fraud:
+            if before == example.is_fraud:
                 self._remember(key, example)
                 self._tell(example, "duplicate", effects)
                 return False
@@ -152,7 +151,7 @@ class Learner:
         self._decide(told, effects)
 
     def _remember(self, key: int, example: Example) -> None:
-        self.learnt[key] = (example.is_fraud, example.origin)
+        self.learnt[key] = example.is_fraud
         self.learnt.move_to_end(key)
         if len(self.learnt) > self.learnt_max:
             self.learnt.popitem(last=False)
