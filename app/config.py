@@ -458,7 +458,22 @@ def _explain(error: ValidationError, path: Path | None) -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "settings"
         text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            text += _instead(problem["loc"])
         given = problem.get("input")
         value = "" if isinstance(given, dict | BaseModel) else f" is {shown(given)}"
         lines.append(f"{where}{value}: {text}")
     return "\n".join([f"{path or 'settings'}: {len(lines)} problem(s)", *lines])
+
+
+def _instead(where: tuple[int | str, ...]) -> str:
+    """The settings that a table has, as an error names them; nothing where it is not a table."""
+    table: Any = Settings
+    for part in where[:-1]:
+        found = table.model_fields.get(part)
+        if found is None or not (isinstance(found.annotation, type)):
+            return ""
+        table = found.annotation
+        if not issubclass(table, BaseModel):
+            return ""
+    return f"; expected one of: {', '.join(sorted(table.model_fields))}"

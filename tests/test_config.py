@@ -37,8 +37,8 @@ def told(tmp_path: Path, text: str) -> Settings:
 FEATURE = '[[features]]\nkind = "window"\nentity = "card_id"\n'
 # what the file says | words of the message
 WRONG: list[tuple[str, tuple[str, ...]]] = [
-    ("colour = 1", ("colour is 1", "not permitted")),
-    ("[kafka]\nbootstrp = 'x'", ('kafka.bootstrp is "x"', "not permitted")),
+    ("colour = 1", ("colour is 1", "not permitted", "expected one of: entity, features")),
+    ("[kafka]\nbootstrp = 'x'", ('kafka.bootstrp is "x"', "not permitted", "one of: bootstrap")),
     ("[kafka]\nsecurity_protocol = 'TLS'", ('kafka.security_protocol is "TLS"', "'SASL_SSL'")),
     ("[kafka]\nsession_timeout = '30'", ('kafka.session_timeout is "30"', "a duration such as")),
     ("[kafka]\nsession_timeout = true", ("kafka.session_timeout is true", "a duration such as")),
