@@ -8,7 +8,7 @@ is due between two batches, as a worker's does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,12 +16,12 @@ import numpy as np
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.pending import Join, JoinEffects, Label
-from app.core.scoring import Batch, Champion, decide, fold_entity
+from app.core.scoring import Batch, Champion, fold_entity
 from app.core.windows import FRAUD
 from app.files import UNLABELLED
 from app.learning import new_learner
-from app.records import Position, Score, Source
-from app.stages import policy_of
+from app.records import Position
+from app.stages import scorer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,8 @@ class Backtest:
         self.learner = new_learner(settings, self.plan)
         self.champion = Champion(self.learner.model, self.learner.version)
         self.champion.follow(self.learner)
-        self.policy = policy_of(settings)
+        # Reasons cost more than scores, and a file's nobody reads.
+        self.scorer = replace(scorer_of(settings, self.plan, self.champion), reasons_max=0)
         bounds, waits = settings.entity, settings.join
         self.stores = [
             EntityStore(
@@ -180,31 +181,20 @@ class Backtest:
             offsets=offsets,
             published_ms=columns.times_ms[part],
             traces=[],
+            segments=[
+                [value or "" for value in columns.categories[name][part]]
+                for name in self.scorer.segments
+            ],
         )
         for index, (entity, store) in enumerate(zip(self.entities, self.stores, strict=True)):
             fold_entity(batch, index, store, self.plan.windows[entity][0])
             store.touched.clear()
-        decided = decide(batch, self.entities, self.champion, self.policy, self.plan.names, 0)
+        decided = self.scorer.decide(batch)
         result.scores[part], result.alerts[part] = decided.scores, decided.alerts
-        result.positions[part] = self.champion.version.position
+        result.positions[part] = decided.model.position
         followed = JoinEffects()
-        for i, (values, score) in enumerate(
-            zip(batch.rows.tolist(), decided.scores.tolist(), strict=True)
-        ):
-            time, offset = int(batch.times_ms[i]), part.start + i
-            scored = Score(
-                transaction_id=batch.ids[i],
-                time_ms=time,
-                entities={e: k[i] for e, k in zip(self.entities, batch.keys, strict=True)},
-                amount=float(batch.amounts[i]),
-                score=score,
-                is_alert=bool(decided.alerts[i]),
-                features=values,
-                feature_schema=self.plan.schema,
-                model=self.champion.version,
-                source=Source("file", 0, offset, time),
-            )
-            self.join.on_score(scored, Position("scores", 0, offset), followed)
+        for score in self.scorer.told(batch, decided, "file"):
+            self.join.on_score(score, Position("scores", 0, score.source.offset), followed)
         self._follow(followed, result)
 
     def _labels(

@@ -259,6 +259,7 @@ class TransactionReader:
             offsets=np.array([row[0].offset for row in good], np.int64),
             published_ms=np.array([row[0].timestamp_ms for row in good], np.int64),
             traces=[trace_of(row[0].headers) for row in good],
+            segments=[[c or "" for c in categories[name]] for name in self._of.segments],
         )
         return Decoded(batch, [row[0] for row in good], refused)
 
@@ -359,6 +360,7 @@ def read_hops(records: Sequence[Record], n_features: int) -> Decoded[Batch]:
             refused.append((record, error))
     hops = [hop for _, hop in good]
     n_keys = len(hops[0].keys) if hops else 0
+    n_segments = len(hops[0].segments) if hops else 0
     batch = Batch(
         ids=[hop.transaction_id for hop in hops],
         times_ms=np.array([hop.time_ms for hop in hops], np.int64),
@@ -369,6 +371,7 @@ def read_hops(records: Sequence[Record], n_features: int) -> Decoded[Batch]:
         offsets=np.array([hop.offset for hop in hops], np.int64),
         published_ms=np.array([hop.published_ms for hop in hops], np.int64),
         traces=[trace_of(record.headers) for record, _ in good],
+        segments=[[hop.segments[s] for hop in hops] for s in range(n_segments)],
     )
     return Decoded(batch, [record for record, _ in good], refused)
 
@@ -393,6 +396,7 @@ def write_hop(batch: Batch, i: int) -> bytes:
             int(batch.partitions[i]),
             int(batch.offsets[i]),
             int(batch.published_ms[i]),
+            [column[i] for column in batch.segments],
         )
     )
 

@@ -130,6 +130,7 @@ class TransactionSettings(Table):
     amount: FieldName | None = None
     numbers: tuple[FieldName, ...] = ()
     categories: tuple[FieldName, ...] = ()
+    segments: tuple[FieldName, ...] = ()  # categories of few values: rules and quality by each
     optional: tuple[str, ...] = ()
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
     negative_amounts: bool = False
@@ -146,6 +147,9 @@ class TransactionSettings(Table):
         stray = sorted(set(self.optional) - set(self.numbers) - set(self.categories))
         if stray:
             msg = f"optional names {shown(stray[0])}; expected one of numbers or categories"
+            raise ValueError(msg)
+        if stray := sorted(set(self.segments) - set(self.categories)):
+            msg = f"segments names {shown(stray[0])}; expected one of categories"
             raise ValueError(msg)
         return self
 
@@ -264,6 +268,23 @@ class ModelSettings(Table):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class RuleSettings(Table):
+    """What is asked of a part of the traffic; see ``core.policy.Rule``."""
+
+    name: Name
+    segments: dict[str, frozenset[str]] = Field(default_factory=dict)  # segment: some values
+    amount_min: float | None = None
+    amount_max: float | None = None  # not included
+    threshold: float | None = Field(default=None, ge=0.0, le=1.0)  # 0: always; not told: never
+
+
+class RepeatSettings(Table):
+    """Alerts that a person need not see again: of one entity, soon after another."""
+
+    entity: FieldName
+    window: SomeTime = 86_400_000  # event time
+
+
 class PolicySettings(Table):
     """When a score becomes an alert."""
 
@@ -273,6 +294,8 @@ class PolicySettings(Table):
     review_cost: float = Field(default=5.0, ge=0.0)  # "cost": in the unit of the amount
     recovery: float = Field(default=1.0, gt=0.0, le=1.0)  # "cost": share an alert in time saves
     explore: float = Field(default=0.0, ge=0.0, lt=1.0)  # share of all else shown at random
+    rules: tuple[RuleSettings, ...] = ()  # of several that cover a transaction the first decides
+    repeats: RepeatSettings | None = None  # not told: every alert is shown
     allow: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those never alerted
     block: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those always alerted
     reasons_max: int = Field(default=5, ge=0, le=50)
@@ -367,10 +390,6 @@ class Settings(BaseSettings):
             *transaction.numbers,
             *([transaction.amount] if transaction.amount else []),
         }
-        for table, lists in (("allow", self.policy.allow), ("block", self.policy.block)):
-            for entity in sorted(set(lists) - set(transaction.entities)):
-                msg = f"policy.{table} names {shown(entity)}; expected one of transaction.entities"
-                raise ValueError(msg)
         for at, feature in enumerate(self.features):
             if isinstance(feature, NumberFeature) and feature.field not in numbers:
                 _unknown(at, "field", feature.field, numbers)
@@ -383,6 +402,25 @@ class Settings(BaseSettings):
                     n = len(feature.names)
                     msg = f"features[{at}].names has {n} names; expected one a window"
                     raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _policy_names_what_is_declared(self) -> Self:
+        transaction = self.transaction
+        for table, lists in (("allow", self.policy.allow), ("block", self.policy.block)):
+            for entity in sorted(set(lists) - set(transaction.entities)):
+                msg = f"policy.{table} names {shown(entity)}; expected one of transaction.entities"
+                raise ValueError(msg)
+        for at, rule in enumerate(self.policy.rules):
+            for segment in sorted(set(rule.segments) - set(transaction.segments)):
+                expected = "expected one of transaction.segments"
+                msg = f"policy.rules[{at}].segments names {shown(segment)}; {expected}"
+                raise ValueError(msg)
+        repeats = self.policy.repeats
+        if repeats is not None and repeats.entity not in transaction.entities:
+            expected = "expected one of transaction.entities"
+            msg = f"policy.repeats.entity is {shown(repeats.entity)}; {expected}"
+            raise ValueError(msg)
         return self
 
 

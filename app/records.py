@@ -129,6 +129,7 @@ class Hop(msgspec.Struct, array_like=True, frozen=True, gc=False):
     partition: int  # source position of the transaction
     offset: int
     published_ms: int
+    segments: list[str] = []  # values of the declared segments, in their order
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +147,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     source: Source
     reasons: list[Reason] = []
     propensity: float = 0.0  # probability that the policy shows it to a person
+    raw: float = 0.0  # the model's own score: before calibration and what stands in for it
+    segments: dict[str, str] = {}  # values of the declared segments; "": missing
     schema_version: int = SCHEMA_VERSION
 
 
@@ -161,6 +164,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[Reason]  # most suspicious first
     model: ModelVersion
     source: Source
+    segments: dict[str, str] = {}  # values of the declared segments; "": missing
     schema_version: int = SCHEMA_VERSION
 
 
@@ -179,6 +183,10 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     label_source: LabelSource  # "maturity": no label came in time
     origin: tuple[str, int, int]  # position of the record that completed the example
     weight: float = 1.0  # 1 / the share of such examples that is kept
+    is_alert: bool = False
+    propensity: float = 0.0  # probability that the policy showed it to a person
+    raw: float = 0.0  # the model's own score: before calibration and what stands in for it
+    segments: dict[str, str] = {}  # values of the declared segments; "": missing
     schema_version: int = SCHEMA_VERSION
 
 

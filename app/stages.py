@@ -7,6 +7,7 @@ applied before is passed over in silence: its outputs were acknowledged before i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -14,11 +15,11 @@ import numpy as np
 
 from app import codec
 from app.core.entity import EntityStore
-from app.core.policy import Policy
-from app.core.scoring import applied, decide, fold_entity
+from app.core.policy import Policy, Rule
+from app.core.scoring import Scorer, applied, fold_entity
 from app.core.windows import DUPLICATE
 from app.errors import Malformed
-from app.records import Alert, Partition, Position, Score, Send, Source
+from app.records import Alert, Partition, Position, Send
 from app.tasks import Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from app.core.features import FeaturePlan
     from app.core.scoring import Batch, Champion
     from app.metrics import Metrics
-    from app.records import Record
+    from app.records import Record, Score
     from app.topics import Topics
 
 #: Headers of a dead letter: position, reason, the record's own.
@@ -43,8 +44,7 @@ class EntityStage:
     settings: Settings
     topics_by_role: Topics
     plan: FeaturePlan
-    champion: Champion
-    policy: Policy
+    scorer: Scorer
     metrics: Metrics
     index: int = 0
     name: str = field(init=False)
@@ -192,39 +192,9 @@ class EntityTask:
 
     def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
         stage, topics = self.stage, self.stage.topics_by_role
-        entities = stage.settings.transaction.entities
-        decided = decide(
-            batch,
-            entities,
-            stage.champion,
-            stage.policy,
-            stage.plan.names,
-            stage.settings.policy.reasons_max,
-        )
-        version, schema = stage.champion.version, stage.plan.schema
-        rows, scores = batch.rows.tolist(), decided.scores.tolist()
-        for i, transaction_id in enumerate(batch.ids):
-            source = Source(
-                topics.transactions.name,
-                int(batch.partitions[i]),
-                int(batch.offsets[i]),
-                int(batch.published_ms[i]),
-            )
-            score = Score(
-                transaction_id=transaction_id,
-                time_ms=int(batch.times_ms[i]),
-                entities={e: column[i] for e, column in zip(entities, batch.keys, strict=True)},
-                amount=float(batch.amounts[i]),
-                score=scores[i],
-                is_alert=bool(decided.alerts[i]),
-                features=rows[i],
-                feature_schema=schema,
-                model=version,
-                source=source,
-                reasons=decided.reasons.get(i, []),
-                propensity=float(decided.propensity[i]),
-            )
-            key = transaction_id.encode()
+        decided = stage.scorer.decide(batch)
+        for i, score in enumerate(stage.scorer.told(batch, decided, topics.transactions.name)):
+            source, key = score.source, score.transaction_id.encode()
             at = f"{source.topic}/{source.partition}/{source.offset}"
             partition = partition_of(key, topics.scores.partitions)
             headers = codec.headers_of("score", at, at, batch.traces[i])
@@ -245,19 +215,30 @@ class EntityTask:
         return dead_letter(self.stage.topics_by_role, at, self.stage.name, record, error)
 
 
-def policy_of(settings: Settings) -> Policy:
-    """The configured policy."""
-    told = settings.policy
-    return Policy(
+def scorer_of(settings: Settings, plan: FeaturePlan, champion: Champion) -> Scorer:
+    """The last step of the flow as configured."""
+    told, of = settings.policy, settings.transaction
+    policy = Policy(
         kind=told.kind,
         threshold=told.threshold,
         alerts_per_day=told.alerts_per_day,
         review_cost=told.review_cost,
         recovery=told.recovery,
         explore=told.explore,
+        rules=[
+            Rule(
+                rule.name,
+                rule.segments,
+                -math.inf if rule.amount_min is None else rule.amount_min,
+                math.inf if rule.amount_max is None else rule.amount_max,
+                rule.threshold,
+            )
+            for rule in told.rules
+        ],
         allow=told.allow,
         block=told.block,
     )
+    return Scorer(of.entities, of.segments, plan, champion, policy, told.reasons_max)
 
 
 def dead_letter(topics: Topics, at: Position, stage: str, record: Record, error: Exception) -> Send:
@@ -281,4 +262,5 @@ def alert_of(score: Score, policy: str) -> Alert:
         reasons=score.reasons,
         model=score.model,
         source=score.source,
+        segments=score.segments,
     )

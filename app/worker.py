@@ -16,7 +16,7 @@ from app.flow import Flow
 from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
-from app.stages import EntityStage, policy_of
+from app.stages import EntityStage, scorer_of
 from app.topics import Topics
 from app.transport import Restorer
 from app.web import serve
@@ -60,9 +60,9 @@ def stages_of(
     learner: list[Stage] = [LearnStage(settings, topics, plan, champion, metrics)]
     if role == "learner":
         return learner
-    policy = policy_of(settings)
+    scorer = scorer_of(settings, plan, champion)
     scoring: list[Stage] = [
-        EntityStage(settings, topics, plan, champion, policy, metrics, index)
+        EntityStage(settings, topics, plan, scorer, metrics, index)
         for index in range(max(len(settings.transaction.entities), 1))
     ]
     join = JoinStage(settings, topics, metrics)

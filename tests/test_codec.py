@@ -16,13 +16,12 @@ from app import codec
 from app.config import Settings, load
 from app.core.entity import SlotValue
 from app.core.features import FeaturePlan
-from app.core.policy import Policy
 from app.errors import Malformed, shown
 from app.join import JoinStage
 from app.learning import LearnStage
 from app.metrics import Metrics
 from app.records import Feedback, Partition, Position, Record
-from app.stages import EntityStage
+from app.stages import EntityStage, scorer_of
 from app.tasks import Effects, Task
 from app.topics import Topics
 from app.worker import fresh_champion
@@ -343,10 +342,10 @@ def tasks_of(configured: Settings) -> dict[str, Task]:
     plan = FeaturePlan.of(configured.features, configured.transaction.entities)
     topics, metrics = Topics.of(configured), Metrics()
     champion = fresh_champion(configured, plan)
-    policy = Policy(threshold=configured.policy.threshold)
+    scorer = scorer_of(configured, plan, champion)
     return {
-        "card": EntityStage(configured, topics, plan, champion, policy, metrics, 0).task(0),
-        "terminal": EntityStage(configured, topics, plan, champion, policy, metrics, 1).task(0),
+        "card": EntityStage(configured, topics, plan, scorer, metrics, 0).task(0),
+        "terminal": EntityStage(configured, topics, plan, scorer, metrics, 1).task(0),
         "join": JoinStage(configured, topics, metrics).task(0),
         "learn": LearnStage(configured, topics, plan, champion, metrics).task(0),
     }

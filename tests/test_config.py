@@ -53,6 +53,12 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("[policy]\nthreshold = 1.5", ("policy.threshold is 1.5", "less than or equal to 1")),
     ("[policy]\nthreshold = nan", ("policy.threshold is nan", "less than or equal to 1")),
     ("[policy]\nthreshold = 'high'", ('policy.threshold is "high"', "valid number")),
+    (
+        "[[policy.rules]]\nname = 'web'\nsegments = {channel = ['web']}",
+        ('policy.rules[0].segments names "channel"', "transaction.segments"),
+    ),
+    ("[policy.repeats]\nentity = 'shop'", ('policy.repeats.entity is "shop"', "entities")),
+    ("[transaction]\nsegments = ['channel']", ('segments names "channel"', "categories")),
     ("[topics]\npartitions = 0", ("topics.partitions is 0", "greater than or equal to 1")),
     ("[topics]\nscores = 'my scores'", ('topics.scores is "my scores"', "pattern")),
     ("[topics]\nscores = 'transactions'", ('"transactions"', "topics.scores", "of its own")),

@@ -12,13 +12,12 @@ from app import codec, schemas
 from app.cli import cli
 from app.config import Settings, load
 from app.core.features import FeaturePlan
-from app.core.policy import Policy
 from app.errors import Malformed
 from app.join import JoinStage
 from app.learning import LearnStage
 from app.metrics import Metrics
 from app.records import Drift, ModelVersion, Record, Send
-from app.stages import EntityStage
+from app.stages import EntityStage, scorer_of
 from app.tasks import Effects, Stage
 from app.topics import Topics
 from app.worker import fresh_champion
@@ -64,10 +63,10 @@ def flow() -> list[Send]:
     """All that the stages say of one transaction, a label for it, one again and one corrected."""
     plan = FeaturePlan.of(CARD.features, CARD.transaction.entities)
     topics, metrics, champion = Topics.of(CARD), Metrics(), fresh_champion(CARD, plan)
-    policy = Policy(threshold=0.0)
+    scorer = scorer_of(CARD, plan, champion)
     stages: list[Stage] = [
-        EntityStage(CARD, topics, plan, champion, policy, metrics, 0),
-        EntityStage(CARD, topics, plan, champion, policy, metrics, 1),
+        EntityStage(CARD, topics, plan, scorer, metrics, 0),
+        EntityStage(CARD, topics, plan, scorer, metrics, 1),
         JoinStage(CARD, topics, metrics),
         LearnStage(CARD, topics, plan, champion, metrics),
     ]

@@ -424,6 +424,10 @@ def example_of(
         label_source=source,
         origin=(origin.topic, origin.partition, origin.offset),
         weight=weight,
+        is_alert=score.is_alert,
+        propensity=score.propensity,
+        raw=score.raw,
+        segments=score.segments,
     )
 
 

@@ -8,6 +8,7 @@ worker draws the same line, and a replay draws it again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,8 +23,33 @@ if TYPE_CHECKING:
 
 Kind = Literal["threshold", "cost", "budget"]
 
-#: Codes of ``Verdicts.fired``.
-NOTHING, KIND, BLOCKED, EXPLORED = range(4)
+#: Codes of ``Verdicts.fired``; from ``RULES`` on the place of the rule is added.
+NOTHING, KIND, BLOCKED, EXPLORED, RULES = range(5)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is asked of a part of the traffic, instead of what the policy asks of the rest.
+
+    The part: transactions whose every named segment has one of the values given, and whose amount
+    lies in [``amount_min``, ``amount_max``). ``threshold`` is the score from which on they alert:
+    0 always does; None never.
+    """
+
+    name: str
+    segments: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    amount_min: float = -np.inf
+    amount_max: float = np.inf
+    threshold: float | None = None
+
+    def covers(
+        self, amounts: NDArray[np.float64], segments: Mapping[str, Sequence[str]]
+    ) -> NDArray[np.bool_]:
+        """Which of n transactions the rule is for, shape (n,)."""
+        covered = (amounts >= self.amount_min) & (amounts < self.amount_max)
+        for segment, values in self.segments.items():
+            covered &= np.fromiter((v in values for v in segments[segment]), np.bool_, len(amounts))
+        return covered
 
 
 @dataclass(frozen=True)
@@ -36,7 +62,7 @@ class Verdicts:
 
     alerts: NDArray[np.bool_]
     propensity: NDArray[np.float64]
-    fired: NDArray[np.int8]
+    fired: NDArray[np.int16]
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,8 @@ class Policy:
     ``recovery``, is above ``review_cost``. ``budget``: at the score above which ``alerts_per_day``
     lie, as the learner's map of scores has it; before there is one, at the threshold.
 
-    ``allow`` and ``block`` name entities by kind: block goes first and always alerts, allow never
+    Of several ``rules`` the first that covers a transaction decides instead. ``allow`` and
+    ``block`` name entities by kind: block goes before all else and always alerts, allow never
     does. Of all else a share ``explore`` is shown at random, told by the transaction's id.
 
     >>> policy = Policy(kind="cost", review_cost=5.0)
@@ -61,6 +88,7 @@ class Policy:
     review_cost: float = 5.0
     recovery: float = 1.0
     explore: float = 0.0
+    rules: Sequence[Rule] = ()
     allow: Mapping[str, frozenset[str]] = field(default_factory=dict)
     block: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -71,15 +99,24 @@ class Policy:
         keys: Mapping[str, Sequence[str]],
         ids: Sequence[str],
         line: float | None = None,
+        segments: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> Verdicts:
-        """Decide on n transactions; ``keys`` by kind of entity, ``line`` the budget's score."""
+        """Decide on n transactions; ``keys`` by kind of entity, ``line`` the budget's score.
+
+        ``segments`` are their values of the declared segments.
+        """
         if self.kind == "cost":
             fires = scores * amounts * self.recovery > self.review_cost
         else:
             fires = scores >= (
                 line if self.kind == "budget" and line is not None else self.threshold
             )
-        fired = np.where(fires, KIND, NOTHING).astype(np.int8)
+        fired = np.where(fires, KIND, NOTHING).astype(np.int16)
+        for place in reversed(range(len(self.rules))):
+            rule = self.rules[place]
+            covered = rule.covers(amounts, segments)
+            asks = scores[covered] >= (np.inf if rule.threshold is None else rule.threshold)
+            fired[covered] = np.where(asks, RULES + place, NOTHING)
         fired[_listed(self.allow, keys, len(scores))] = NOTHING
         fired[_listed(self.block, keys, len(scores))] = BLOCKED
         propensity = np.where(fired != NOTHING, 1.0, self.explore)
@@ -100,6 +137,9 @@ class Policy:
             return (
                 f"shown at random, one in {1.0 / self.explore:.0f}, to learn of what is not flagged"
             )
+        if fired >= RULES:
+            rule = self.rules[fired - RULES]
+            return f"rule {rule.name}: score of at least {rule.threshold:g}"
         if self.kind == "cost":
             return f"expected loss above {self.review_cost:g}, the cost of a review"
         if self.kind == "budget" and line is not None:

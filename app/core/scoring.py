@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.core.policy import NOTHING, reasons
 from app.core.windows import APPLIED
-from app.records import ModelVersion
+from app.records import ModelVersion, Score, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from app.core.entity import EntityStore
+    from app.core.features import FeaturePlan
     from app.core.learner import Learner
     from app.core.models import Model
     from app.core.novelty import Novelty
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 class Batch:
     """Transactions in columns, in the order of their log; n of each.
 
-    ``keys[e]`` are the values of the e-th declared entity, ``rows`` the features so far, shape
-    (n, features); ``partitions`` and ``offsets`` say where each transaction was first read.
+    ``keys[e]`` are the values of the e-th declared entity, ``segments[s]`` those of the s-th
+    declared segment, ``rows`` the features so far, shape (n, features); ``partitions`` and
+    ``offsets`` say where each transaction was first read.
     """
 
     ids: list[str]
@@ -42,6 +44,7 @@ class Batch:
     offsets: NDArray[np.int64]
     published_ms: NDArray[np.int64]
     traces: list[bytes | None]
+    segments: list[list[str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         """How many transactions."""
@@ -63,6 +66,7 @@ class Batch:
             offsets=self.offsets[at],
             published_ms=self.published_ms[at],
             traces=[self.traces[i] for i in at],
+            segments=[[column[i] for i in at] for column in self.segments],
         )
 
 
@@ -122,14 +126,15 @@ class Champion:
         self.scores, self.novelty, self.trust = learner.scores, learner.novelty, learner.trust
         return True
 
-    def score_many(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores of rows, shape (n, d): the model's, or before it has learnt enough a mixture."""
+    def score_many(self, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """Scores of rows, shape (n, d), and what the model alone says of them, each shape (n,).
+
+        The scores are the model's, or before it has learnt enough a mixture.
+        """
+        raw = self.model.score_many(rows)
         if self.trust >= 1.0 or self.novelty is None:
-            return self.model.score_many(rows)
-        unlike = self.novelty.score_many(rows)
-        if self.trust <= 0.0:
-            return unlike
-        return self.trust * self.model.score_many(rows) + (1.0 - self.trust) * unlike
+            return raw, raw
+        return self.trust * raw + (1.0 - self.trust) * self.novelty.score_many(rows), raw
 
     def contributions(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """What each feature adds to the margins, shape (n, d + 1), mixed as the scores are."""
@@ -147,41 +152,83 @@ class Champion:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided of a batch: scores, alerts, propensities, shape (n,).
+    """What was decided of a batch: scores, the model's own, alerts, propensities, shape (n,).
 
     ``reasons`` and ``words`` are those of the alerts, by their place in the batch.
     """
 
     scores: NDArray[np.float64]
+    raw: NDArray[np.float64]
     alerts: NDArray[np.bool_]
     propensity: NDArray[np.float64]
     reasons: dict[int, list[Reason]]
     words: dict[int, str]
+    model: ModelVersion
 
 
-def decide(
-    batch: Batch,
-    entities: Sequence[str],
-    champion: Champion,
-    policy: Policy,
-    names: Sequence[str],
-    reasons_max: int,
-) -> Decisions:
-    """Score a batch, apply the policy, explain what becomes an alert."""
-    scores = champion.score_many(batch.rows)
-    line = champion.line(policy)
-    keys = dict(zip(entities, batch.keys, strict=True))
-    verdicts = policy.assess(scores, batch.amounts, keys, batch.ids, line)
-    at = np.flatnonzero(verdicts.fired != NOTHING)
-    told: dict[int, list[Reason]] = {}
-    if len(at) and reasons_max:
-        shares = champion.contributions(batch.rows[at])
-        told = {
-            int(i): reasons(names, batch.rows[i], share, reasons_max)
-            for i, share in zip(at, shares, strict=True)
-        }
-    words = {int(i): policy.words(int(verdicts.fired[i]), line) for i in at}
-    if champion.trust < 1.0:
-        cold = f"; {1.0 - champion.trust:.0%} of the score is unlikeness, told without labels"
-        words = {i: text + cold for i, text in words.items()}
-    return Decisions(scores, verdicts.alerts, verdicts.propensity, told, words)
+@dataclass(frozen=True)
+class Scorer:
+    """The last step of the flow: what a configuration makes of a batch with all its features.
+
+    ``entities``, ``segments`` and ``plan`` name the columns of a batch.
+    """
+
+    entities: tuple[str, ...]
+    segments: tuple[str, ...]
+    plan: FeaturePlan
+    champion: Champion
+    policy: Policy
+    reasons_max: int
+
+    def decide(self, batch: Batch) -> Decisions:
+        """Score a batch, apply the policy, explain what becomes an alert."""
+        champion, policy = self.champion, self.policy
+        scores, raw = champion.score_many(batch.rows)
+        line = champion.line(policy)
+        keys = dict(zip(self.entities, batch.keys, strict=True))
+        segments = dict(zip(self.segments, batch.segments, strict=True))
+        verdicts = policy.assess(scores, batch.amounts, keys, batch.ids, line, segments)
+        at = np.flatnonzero(verdicts.fired != NOTHING)
+        told: dict[int, list[Reason]] = {}
+        if len(at) and self.reasons_max:
+            shares = champion.contributions(batch.rows[at])
+            told = {
+                int(i): reasons(self.plan.names, batch.rows[i], share, self.reasons_max)
+                for i, share in zip(at, shares, strict=True)
+            }
+        words = {int(i): policy.words(int(verdicts.fired[i]), line) for i in at}
+        if champion.trust < 1.0:
+            cold = f"; {1.0 - champion.trust:.0%} of the score is unlikeness, told without labels"
+            words = {i: text + cold for i, text in words.items()}
+        alerts, propensity = verdicts.alerts, verdicts.propensity
+        return Decisions(scores, raw, alerts, propensity, told, words, champion.version)
+
+    def told(self, batch: Batch, decided: Decisions, topic: str) -> Iterator[Score]:
+        """Scores as they are published; ``topic`` is where the transactions lie."""
+        schema, rows = self.plan.schema, batch.rows.tolist()
+        for i, transaction_id in enumerate(batch.ids):
+            yield Score(
+                transaction_id=transaction_id,
+                time_ms=int(batch.times_ms[i]),
+                entities={
+                    e: column[i] for e, column in zip(self.entities, batch.keys, strict=True)
+                },
+                amount=float(batch.amounts[i]),
+                score=float(decided.scores[i]),
+                is_alert=bool(decided.alerts[i]),
+                features=rows[i],
+                feature_schema=schema,
+                model=decided.model,
+                source=Source(
+                    topic,
+                    int(batch.partitions[i]),
+                    int(batch.offsets[i]),
+                    int(batch.published_ms[i]),
+                ),
+                reasons=decided.reasons.get(i, []),
+                propensity=float(decided.propensity[i]),
+                raw=float(decided.raw[i]),
+                segments={
+                    s: column[i] for s, column in zip(self.segments, batch.segments, strict=True)
+                },
+            )

@@ -68,7 +68,9 @@ def test_hand_over_is_gradual(trust, expected):
     champion = Champion(model, ModelVersion("m", 1, "x"), novelty=novelty, trust=trust)
     ours, theirs = model.score_many(rows), novelty.score_many(rows)
     wanted = {"model": ours, "novelty": theirs, "both": 0.4 * ours + 0.6 * theirs}[expected]
-    np.testing.assert_allclose(wanted, champion.score_many(rows), rtol=1e-12)
+    told, raw = champion.score_many(rows)
+    np.testing.assert_allclose(wanted, told, rtol=1e-12)
+    np.testing.assert_array_equal(ours, raw)
     shares = {"model": 1.0, "novelty": 0.0, "both": 0.4}[expected]
     told = shares * model.contributions(rows) + (1 - shares) * novelty.contributions(rows)
     np.testing.assert_allclose(told, champion.contributions(rows), atol=1e-12)

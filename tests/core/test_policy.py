@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.features import FeaturePlan
 from app.core.models import make_model
-from app.core.policy import Policy, reasons
+from app.core.policy import BLOCKED, NOTHING, RULES, Policy, Rule, reasons
 from app.core.scoremap import ScoreMap, bins_of
-from app.core.scoring import Batch, Champion, decide
+from app.core.scoring import Batch, Champion, Scorer
 from app.records import ModelVersion
 
 NAMES = ("amount", "night", "count")
@@ -115,7 +116,8 @@ def test_reasons_are_told_of_alerts_alone():
     none, zeros = np.zeros(400), np.zeros(400, np.int64)
     ids = [f"t{i}" for i in range(400)]
     batch = Batch(ids, zeros, none, [], rows, zeros, zeros, zeros, [None] * 400)
-    decided = decide(batch, (), champion, Policy(threshold=0.5), NAMES, 2)
+    plan = FeaturePlan(NAMES, (), {})
+    decided = Scorer((), (), plan, champion, Policy(threshold=0.5), 2).decide(batch)
     assert np.flatnonzero(decided.alerts).tolist() == sorted(decided.reasons)
     assert 0 < decided.alerts.sum() < 400
     assert {"amount"} == {told[0].feature for told in decided.reasons.values() if told}
@@ -129,3 +131,44 @@ def test_older_model_is_not_adopted(position, expected):
     champion = Champion(model, ModelVersion("m", 5, "x"))
     assert expected == champion.adopt(model, ModelVersion("m", position, "y"))
     assert ("y" if expected else "x") == champion.version.digest
+
+
+AMOUNTS = np.array([10.0, 10.0, 500.0, 10.0])
+SEGMENTS = {"channel": ["web", "shop", "web", "web"], "country": ["A", "A", "A", "B"]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([], [False] * 4),
+        ([Rule("web", {"channel": frozenset({"web"})}, threshold=0.3)], [True, False, True, True]),
+        (
+            [
+                Rule("far", {"country": frozenset({"B"})}),
+                Rule("web", {"channel": frozenset({"web"})}, threshold=0.3),
+            ],
+            [True, False, True, False],
+        ),
+        ([Rule("high", amount_min=100.0, threshold=0.0)], [False, False, True, False]),
+        ([Rule("low", amount_max=100.0, threshold=0.5)], [False] * 4),
+    ],
+)
+def test_first_rule_that_covers_a_transaction_decides(rules, expected):
+    """A part of the traffic is held to another line; a rule without one never alerts."""
+    policy = Policy(threshold=0.5, rules=rules)
+    scores = np.full(4, 0.4)
+    found = policy.assess(scores, AMOUNTS, {}, list("abcd"), segments=SEGMENTS)
+    assert expected == found.alerts.tolist()
+    for fired in found.fired[found.alerts]:
+        assert policy.words(int(fired)).startswith("rule ")
+
+
+def test_lists_go_before_rules():
+    """Block always alerts and allow never does, whatever a rule says of the amount."""
+    policy = Policy(
+        rules=[Rule("all", threshold=0.0)],
+        allow={"card": frozenset({"a"})},
+        block={"card": frozenset({"b"})},
+    )
+    found = policy.assess(np.zeros(4), AMOUNTS, {"card": ["a", "b", "c", "d"]}, list("abcd"))
+    assert [NOTHING, BLOCKED, RULES, RULES] == found.fired.tolist()
