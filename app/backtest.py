@@ -88,8 +88,7 @@ class Backtest:
         self.entities = settings.transaction.entities
         self.plan = FeaturePlan.of(settings.features, self.entities)
         self.learner = new_learner(settings, self.plan)
-        self.champion = Champion(self.learner.model, self.learner.version)
-        self.champion.follow(self.learner)
+        self.champion = Champion.of(self.learner)
         # Reasons cost more than scores, and a file's nobody reads.
         self.scorer = replace(scorer_of(settings, self.plan, self.champion), reasons_max=0)
         bounds, waits = settings.entity, settings.join

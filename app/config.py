@@ -194,11 +194,12 @@ class CalendarFeature(Table):
 
 
 class CategoryFeature(Table):
-    """A category, hashed into a few one-hot columns."""
+    """A category: hashed into a few one-hot columns, or as the share of frauds known of it."""
 
     kind: Literal["category"]
     field: str
-    buckets: int = Field(default=8, ge=2, le=1_024)
+    encoding: Literal["hashed", "target"] = "hashed"
+    buckets: int = Field(default=8, ge=2, le=65_536)  # hashed: columns; target: codes
 
 
 class WindowFeature(Table):
@@ -265,6 +266,8 @@ class ModelSettings(Table):
     name: str = "forest"
     seed: int = 42
     cold_start: int = Field(default=50, ge=0)  # frauds until the model decides alone; 0: at once
+    calibrate: bool = False  # scores become probabilities, by what scores turned out to be
+    target_prior: float = Field(default=100.0, ge=0.0)  # examples that draw a category to all
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -312,6 +315,17 @@ class JoinSettings(Table):
     early_max: int = Field(default=100_000, ge=16)  # a partition
 
 
+class InvestigatorSettings(Table):
+    """Labels of people who look at alerts: few, early, of what the model chose to show."""
+
+    sources: frozenset[str] = frozenset()  # of labels that are theirs; none: one model learns all
+    share: float = Field(default=0.3, ge=0.0, le=1.0)  # of their model in a score
+    wait: Duration = 7 * 86_400_000  # until the model of everything learns them, too
+    waiting_max: int = Field(default=65_536, ge=16)
+    name: str | None = None  # of their model; default: model.name
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
 class LearnerSettings(Table):
     """The learner: a fold over the examples log."""
 
@@ -322,6 +336,7 @@ class LearnerSettings(Table):
     snapshot_interval: Duration = 30_000
     snapshots_kept: int = Field(default=5, ge=1, le=100)
     key: SecretStr = SecretStr("weir-development-key")
+    investigators: InvestigatorSettings = InvestigatorSettings()
     drift_delta: float = Field(default=0.002, gt=0.0, lt=1.0)  # River's default for ADWIN
 
 

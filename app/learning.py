@@ -11,6 +11,8 @@ from aiokafka import TopicPartition
 from mode import Service
 
 from app import codec
+from app.core.encoding import Encoding
+from app.core.investigators import Investigators
 from app.core.learner import Learner
 from app.core.models import make_model
 from app.errors import Malformed, Misconfigured, Refused
@@ -39,11 +41,20 @@ CHAMPION = "champion"
 
 def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
     """A learner that has learnt nothing, for the configured model and features."""
-    told = settings.model
+    told, waits = settings.model, settings.learner.investigators
     try:
         model = make_model(told.name, plan.names, seed=told.seed, **told.params)
+        theirs = make_model(waits.name or told.name, plan.names, seed=told.seed + 1, **waits.params)
     except (TypeError, ValueError) as error:
         raise Misconfigured(f"[model]: {error}") from error
+    investigators = Investigators(
+        model=theirs,
+        sources=waits.sources,
+        share=waits.share,
+        wait_ms=waits.wait,
+        waiting_max=waits.waiting_max,
+        frauds_min=told.cold_start,
+    )
     return Learner(
         name=CHAMPION,
         model=model,
@@ -52,6 +63,9 @@ def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
         learnt_max=settings.learner.learnt_max,
         drift_delta=settings.learner.drift_delta,
         cold_start=told.cold_start,
+        calibrates=told.calibrate,
+        encoding=Encoding(*plan.encoded, prior=told.target_prior),
+        investigators=investigators if waits.sources else None,
     )
 
 

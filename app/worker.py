@@ -71,10 +71,7 @@ def stages_of(
 
 def fresh_champion(settings: Settings, plan: FeaturePlan) -> Champion:
     """The model before anything was learnt."""
-    learner = new_learner(settings, plan)
-    champion = Champion(learner.model, learner.version)
-    champion.follow(learner)
-    return champion
+    return Champion.of(new_learner(settings, plan))
 
 
 def warm_up(settings: Settings) -> None:
@@ -90,10 +87,12 @@ def warm_up(settings: Settings) -> None:
             ["a"], times_ms=one, amounts=np.zeros(1), ids=["a"], others=["a"], upstreams=one,
             offsets=one,
         )  # fmt: skip
-    model, row = new_learner(settings, plan).model, np.zeros((1, len(plan.names)))
-    model.learn_many(row, np.zeros(1, np.bool_), np.ones(1))
-    model.score_many(row)
-    model.contributions(row)
+    learner, row = new_learner(settings, plan), np.zeros((1, len(plan.names)))
+    told = learner.investigators
+    for model in [learner.model, *([told.model] if told else [])]:
+        model.learn_many(row, np.zeros(1, np.bool_), np.ones(1))
+        model.score_many(row)
+        model.contributions(row)
 
 
 def make_app(settings: Settings, role: Role = "worker") -> WeirApp:

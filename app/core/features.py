@@ -74,6 +74,12 @@ class FeaturePlan:
         return cls(tuple(names), tuple(own), windows)
 
     @cached_property
+    def encoded(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Columns that hold the code of a category, and how many codes there are in each."""
+        target = [(at, f.buckets) for at, f in self.own if is_target(f)]
+        return tuple(at for at, _ in target), tuple(n for _, n in target)
+
+    @cached_property
     def schema(self) -> str:
         """Digest of the names: equal where the columns are equal."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
@@ -86,7 +92,8 @@ class FeaturePlan:
     ) -> NDArray[np.float64]:
         """Matrix of shape (n, features) with the columns of the transactions filled in.
 
-        A missing number is NaN, a missing category all zeros; columns of entities are 0.
+        A missing number is NaN, a missing category all zeros, or NaN where it is one column, a
+        code that ``encoding`` reads; columns of entities are 0.
         """
         rows = np.zeros((len(times_ms), len(self.names)))
         for at, feature in self.own:
@@ -97,11 +104,21 @@ class FeaturePlan:
             elif feature.kind == "calendar":
                 for i, part in enumerate(feature.parts):
                     rows[:, at + i] = calendar(part, times_ms, feature.night_until_hour)
+            elif is_target(feature):
+                rows[:, at] = [
+                    math.nan if category is None else hash_id(category) % feature.buckets
+                    for category in categories[feature.field]
+                ]
             else:
                 for i, category in enumerate(categories[feature.field]):
                     if category is not None:
                         rows[i, at + hash_id(category) % feature.buckets] = 1.0
         return rows
+
+
+def is_target(feature: Any) -> bool:
+    """Whether a feature is a category that stands for the share of frauds known of it."""
+    return bool(feature.kind == "category" and feature.encoding == "target")
 
 
 def names_of(feature: Any) -> list[str]:
@@ -116,6 +133,8 @@ def names_of(feature: Any) -> list[str]:
         return [feature.name or f"{feature.field}{log}"]
     if feature.kind == "calendar":
         return list(feature.names or feature.parts)
+    if is_target(feature):
+        return [f"{feature.field}_fraud_share"]
     if feature.kind == "category":
         return [f"{feature.field}_{i}" for i in range(feature.buckets)]
     stat = f"last{feature.newest}" if feature.stat == "last" else feature.stat

@@ -11,12 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from app.core.calibration import Calibration
+from app.core.encoding import Encoding
 from app.core.entity import hash_id
 from app.core.evaluation import Evaluation
+from app.core.investigators import Lesson
+from app.core.mixture import Mixture
 from app.core.monitor import Monitor
 from app.core.novelty import Novelty
 from app.core.pending import MATURITY
@@ -26,9 +30,14 @@ from app.records import Drift, Example, LabelOutcome, ModelVersion, Summary, Ver
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from app.core.investigators import Investigators
     from app.core.models import Model
     from app.core.monitor import Change
     from app.records import Outcome
+
+
+#: 1,024: shares of frauds move little within, and a line is fitted in half a millisecond.
+REFRESH_EXAMPLES: Final = 1_024
 
 
 @dataclass(slots=True)
@@ -38,6 +47,13 @@ class LearnerEffects:
     outcomes: list[LabelOutcome] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     n_learned: int = 0
+
+
+class Lessons(NamedTuple):
+    """What a batch teaches."""
+
+    judged: list[Example]  # whose scores can be held against their labels now
+    taught: list[tuple[Model, Lesson]]  # in the order in which they are learnt, and by whom
 
 
 @dataclass
@@ -55,9 +71,13 @@ class Learner:
     learnt_max: int = 65_536
     drift_delta: float = 0.002
     cold_start: int = 0
+    calibrates: bool = False
+    encoding: Encoding = field(default_factory=Encoding)
+    investigators: Investigators | None = None
     position: int = -1
     n_learned: int = 0
     n_frauds: int = 0
+    n_taught: int = 0  # of the model of everything; what investigators say comes to it later
     digest: str = "0" * 16
 
     def __post_init__(self) -> None:
@@ -68,6 +88,7 @@ class Learner:
         self.decided: OrderedDict[tuple[str, int, int], None] = OrderedDict()
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
         self.evaluation = Evaluation()
+        self.calibration = Calibration()
         self.scores = ScoreMap()
         self.novelty = Novelty.of(len(self.model.features))
         self.monitor = Monitor(delta=self.drift_delta)
@@ -85,10 +106,23 @@ class Learner:
         """
         return min(1.0, self.n_frauds / self.cold_start) if self.cold_start else 1.0
 
+    @property
+    def mixture(self) -> Mixture:
+        """What gives scores now."""
+        told = self.investigators
+        return Mixture(
+            self.model,
+            self.calibration,
+            self.encoding,
+            told.model if told else None,
+            told.weight if told else 0.0,
+            self.novelty,
+            self.trust,
+        )
+
     def apply(self, records: Sequence[tuple[int, Example | Summary | Verdict]]) -> LearnerEffects:
         """Learn from (offset, record) in the order of the log."""
-        effects = LearnerEffects()
-        batch: list[Example] = []
+        effects, lessons = LearnerEffects(), Lessons([], [])
         for offset, record in records:
             if offset <= self.position:
                 continue
@@ -98,35 +132,54 @@ class Learner:
             elif isinstance(record, Verdict):
                 if record.outcome.origin not in self.decided:
                     self._decide(record.outcome, effects)
-            elif self._teaches(record, effects):
-                batch.append(record)
-                self._account(record, effects)
-        self._learn(batch)
-        effects.n_learned = len(batch)
+            else:
+                self._meet(record, lessons, effects)
+        self._learn(lessons)
+        effects.n_learned = len(lessons.judged)
         return effects
 
-    def _teaches(self, example: Example, effects: LearnerEffects) -> bool:
-        """Decide the one outcome of an example, and whether the model learns it."""
+    def _meet(self, example: Example, lessons: Lessons, effects: LearnerEffects) -> None:
+        """Decide what becomes of an example, and who learns it when."""
+        outcome = self._assess(example, effects)
+        if outcome is None or outcome == "rejected":
+            return
+        is_news = outcome == "learn" or (outcome == "corrected" and self.corrections == "relearn")
+        if is_news:
+            self._account(example, effects)
+            lessons.judged.append(example)
+        told, lesson = self.investigators, Lesson.of(example)
+        mine = [(self.model, lesson)] if is_news else []
+        if told is None:
+            lessons.taught.extend(mine)
+            return
+        lessons.taught.extend((self.model, one) for one in told.due(example.label_time_ms))
+        key = hash_id(example.transaction_id)
+        if not told.hears(example):
+            has_waited = told.take(key)
+            lessons.taught.extend([(self.model, lesson)] if has_waited else mine)
+        elif is_news:
+            lessons.taught.append((told.model, lesson))
+            late = told.keep(key, lesson, example.label_time_ms)
+            lessons.taught.extend((self.model, one) for one in late)
+
+    def _assess(self, example: Example, effects: LearnerEffects) -> Outcome | None:
+        """Decide the one outcome of an example; None: it was delivered again."""
         if example.origin in self.decided:
-            return False  # delivered again
+            return None
         if example.feature_schema != self.schema:
             reason = f"features of schema {example.feature_schema}; this model has {self.schema}"
-            self._tell(example, "rejected", effects, reason)
-            return False
+            return self._tell(example, "rejected", effects, reason)
         key = hash_id(example.transaction_id)
         before = self.learnt.get(key)
-        if before is not None:
-            if example.label_source == MATURITY:
-                return False  # delivered again, or overtaken by a label
-            if before == example.is_fraud:
-                self._remember(key, example)
-                self._tell(example, "duplicate", effects)
-                return False
+        if before is not None and example.label_source == MATURITY:
+            return None  # delivered again, or overtaken by a label
         self._remember(key, example)
+        if before is None:
+            return self._tell(example, "learn", effects)
         # Far apart, only the join can know that a label corrects; it says so by sending it.
-        outcome: Outcome = "learn" if before is None else "corrected"
-        self._tell(example, outcome, effects)
-        return before is None or self.corrections == "relearn"
+        return self._tell(
+            example, "duplicate" if before == example.is_fraud else "corrected", effects
+        )
 
     def _decide(self, outcome: LabelOutcome, effects: LearnerEffects) -> None:
         """Give a label its one outcome: what comes for it again changes nothing."""
@@ -137,9 +190,9 @@ class Learner:
 
     def _tell(
         self, example: Example, outcome: Outcome, effects: LearnerEffects, reason: str = ""
-    ) -> None:
+    ) -> Outcome:
         if example.label_source == MATURITY:
-            return  # nobody's label
+            return outcome  # nobody's label
         told = LabelOutcome(
             transaction_id=example.transaction_id,
             outcome=outcome,
@@ -149,6 +202,7 @@ class Learner:
             reason=reason,
         )
         self._decide(told, effects)
+        return outcome
 
     def _remember(self, key: int, example: Example) -> None:
         self.learnt[key] = example.is_fraud
@@ -175,14 +229,40 @@ class Learner:
             self.novelty.merge(summary.n, means, np.array(summary.feature_squares))
         effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
 
-    def _learn(self, batch: Sequence[Example]) -> None:
-        if not batch:
-            return
-        rows = np.array([example.features for example in batch], np.float64)
-        is_fraud = np.array([example.is_fraud for example in batch], np.bool_)
-        weights = np.array([example.weight for example in batch], np.float64)
-        self.evaluation.update(np.array([example.score for example in batch]), is_fraud)
-        self.model.learn_many(rows, is_fraud, weights)
+    def _learn(self, lessons: Lessons) -> None:
+        judged = lessons.judged
+        if judged:
+            is_fraud = np.array([example.is_fraud for example in judged], np.bool_)
+            self.evaluation.update(np.array([example.score for example in judged]), is_fraud)
+        part: list[tuple[Model, Lesson]] = []
+        for model, lesson in lessons.taught:
+            part.append((model, lesson))
+            if model is not self.model:
+                continue
+            self.n_taught += 1
+            if self.n_taught % REFRESH_EXAMPLES == 0:
+                self._teach(part)
+                part = []
+                self.encoding.refresh()
+                if self.calibrates:
+                    self.calibration.fit()
+        self._teach(part)
+
+    def _teach(self, part: Sequence[tuple[Model, Lesson]]) -> None:
+        """Teach each model its lessons, in their order; the tables stand still meanwhile."""
+        models = [self.model, *([self.investigators.model] if self.investigators else [])]
+        for model in models:
+            lessons = [lesson for whose, lesson in part if whose is model]
+            if not lessons:
+                continue
+            packed, labels, weighed, said = zip(*lessons, strict=True)
+            rows = np.frombuffer(b"".join(packed), np.float64).reshape(len(lessons), -1)
+            is_fraud, weights = np.array(labels, np.bool_), np.array(weighed, np.float64)
+            model.learn_many(self.encoding.apply(rows), is_fraud, weights)
+            if model is self.model:
+                self.encoding.update(rows, is_fraud, weights)
+                if self.calibrates:
+                    self.calibration.update(np.array(said), is_fraud, weights)
 
     def _drift(self, change: Change) -> Drift:
         return Drift(

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from app.core.entity import EntityStore
     from app.core.features import FeaturePlan
     from app.core.learner import Learner
-    from app.core.models import Model
-    from app.core.novelty import Novelty
+    from app.core.mixture import Mixture
     from app.core.policy import Policy
     from app.core.scoremap import ScoreMap
     from app.records import Reason
@@ -100,48 +99,28 @@ def applied(status: NDArray[np.int8]) -> NDArray[np.bool_]:
 
 @dataclass
 class Champion:
-    """The model that decides, and which version it is.
+    """What decides, and which version it is.
 
     In the process of the learner this is the learner's own model, as it learns; elsewhere
     that of the newest snapshot.
     """
 
-    model: Model
+    mixture: Mixture
     version: ModelVersion
     scores: ScoreMap | None = None
-    novelty: Novelty | None = None
-    trust: float = 1.0  # share of the model in a score; the rest is the novelty's
 
-    def adopt(self, model: Model, version: ModelVersion) -> bool:
-        """Follow a newer model; return whether it was newer."""
-        if version.position < self.version.position:
-            return False
-        self.model, self.version = model, version
-        return True
+    @classmethod
+    def of(cls, learner: Learner) -> Champion:
+        """What a learner has learnt so far."""
+        return cls(learner.mixture, learner.version, learner.scores)
 
     def follow(self, learner: Learner) -> bool:
-        """Adopt a learner's model with all that decides beside it; return whether it was newer."""
-        if not self.adopt(learner.model, learner.version):
+        """Adopt what a learner has learnt; return whether it was newer."""
+        if learner.version.position < self.version.position:
             return False
-        self.scores, self.novelty, self.trust = learner.scores, learner.novelty, learner.trust
+        self.mixture, self.version = learner.mixture, learner.version
+        self.scores = learner.scores
         return True
-
-    def score_many(self, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Scores of rows, shape (n, d), and what the model alone says of them, each shape (n,).
-
-        The scores are the model's, or before it has learnt enough a mixture.
-        """
-        raw = self.model.score_many(rows)
-        if self.trust >= 1.0 or self.novelty is None:
-            return raw, raw
-        return self.trust * raw + (1.0 - self.trust) * self.novelty.score_many(rows), raw
-
-    def contributions(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each feature adds to the margins, shape (n, d + 1), mixed as the scores are."""
-        if self.trust >= 1.0 or self.novelty is None:
-            return self.model.contributions(rows)
-        known = self.trust * self.model.contributions(rows)
-        return known + (1.0 - self.trust) * self.novelty.contributions(rows)
 
     def line(self, policy: Policy) -> float | None:
         """The score above which the policy's budget of alerts lies; None: none, or not known."""
@@ -183,7 +162,8 @@ class Scorer:
     def decide(self, batch: Batch) -> Decisions:
         """Score a batch, apply the policy, explain what becomes an alert."""
         champion, policy = self.champion, self.policy
-        scores, raw = champion.score_many(batch.rows)
+        mixture = champion.mixture
+        scores, raw = mixture.score_many(batch.rows)
         line = champion.line(policy)
         keys = dict(zip(self.entities, batch.keys, strict=True))
         segments = dict(zip(self.segments, batch.segments, strict=True))
@@ -191,14 +171,16 @@ class Scorer:
         at = np.flatnonzero(verdicts.fired != NOTHING)
         told: dict[int, list[Reason]] = {}
         if len(at) and self.reasons_max:
-            shares = champion.contributions(batch.rows[at])
+            rows = mixture.encoding.apply(batch.rows[at])
             told = {
-                int(i): reasons(self.plan.names, batch.rows[i], share, self.reasons_max)
-                for i, share in zip(at, shares, strict=True)
+                int(i): reasons(self.plan.names, row, share, self.reasons_max)
+                for i, row, share in zip(
+                    at, rows, mixture.contributions(batch.rows[at]), strict=True
+                )
             }
         words = {int(i): policy.words(int(verdicts.fired[i]), line) for i in at}
-        if champion.trust < 1.0:
-            cold = f"; {1.0 - champion.trust:.0%} of the score is unlikeness, told without labels"
+        if mixture.trust < 1.0:
+            cold = f"; {1.0 - mixture.trust:.0%} of the score is unlikeness, told without labels"
             words = {i: text + cold for i, text in words.items()}
         alerts, propensity = verdicts.alerts, verdicts.propensity
         return Decisions(scores, raw, alerts, propensity, told, words, champion.version)

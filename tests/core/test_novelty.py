@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.mixture import Mixture
 from app.core.models import make_model
 from app.core.novelty import Novelty
-from app.core.scoring import Champion
-from app.records import ModelVersion
 
 
 def known(rows, cuts=()):
@@ -65,12 +64,12 @@ def test_hand_over_is_gradual(trust, expected):
     model = make_model("logistic", ("a", "b", "c"))
     model.learn_many(rows, (rows[:, 0] > 1).astype(np.int8))
     novelty = known(rows)
-    champion = Champion(model, ModelVersion("m", 1, "x"), novelty=novelty, trust=trust)
+    mixture = Mixture(model, novelty=novelty, trust=trust)
     ours, theirs = model.score_many(rows), novelty.score_many(rows)
     wanted = {"model": ours, "novelty": theirs, "both": 0.4 * ours + 0.6 * theirs}[expected]
-    told, raw = champion.score_many(rows)
+    told, raw = mixture.score_many(rows)
     np.testing.assert_allclose(wanted, told, rtol=1e-12)
     np.testing.assert_array_equal(ours, raw)
     shares = {"model": 1.0, "novelty": 0.0, "both": 0.4}[expected]
     told = shares * model.contributions(rows) + (1 - shares) * novelty.contributions(rows)
-    np.testing.assert_allclose(told, champion.contributions(rows), atol=1e-12)
+    np.testing.assert_allclose(told, mixture.contributions(rows), atol=1e-12)

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.features import FeaturePlan
+from app.core.learner import Learner
+from app.core.mixture import Mixture
 from app.core.models import make_model
 from app.core.policy import BLOCKED, NOTHING, RULES, Policy, Rule, reasons
 from app.core.scoremap import ScoreMap, bins_of
@@ -112,7 +114,7 @@ def test_reasons_are_told_of_alerts_alone():
     rows = rng.normal(size=(400, 3))
     model = make_model("logistic", NAMES, seed=1)
     model.learn_many(rows, (rows[:, 0] > 0.5).astype(np.int8))
-    champion = Champion(model, ModelVersion("m", 1, "x"))
+    champion = Champion(Mixture(model), ModelVersion("m", 1, "x"))
     none, zeros = np.zeros(400), np.zeros(400, np.int64)
     ids = [f"t{i}" for i in range(400)]
     batch = Batch(ids, zeros, none, [], rows, zeros, zeros, zeros, [None] * 400)
@@ -128,8 +130,9 @@ def test_reasons_are_told_of_alerts_alone():
 def test_older_model_is_not_adopted(position, expected):
     """A snapshot that comes late does not turn the champion back."""
     model = make_model("logistic", NAMES, seed=1)
-    champion = Champion(model, ModelVersion("m", 5, "x"))
-    assert expected == champion.adopt(model, ModelVersion("m", position, "y"))
+    champion = Champion(Mixture(model), ModelVersion("m", 5, "x"))
+    newer = Learner("m", model, "schema", position=position, digest="y")
+    assert expected == champion.follow(newer)
     assert ("y" if expected else "x") == champion.version.digest
 
 

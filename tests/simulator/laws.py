@@ -381,7 +381,7 @@ class Judge:
                 continue
             rows = np.array([score.features for score in given], np.float64)
             champion.follow(learner)
-            for score, want in zip(given, champion.score_many(rows)[0], strict=True):
+            for score, want in zip(given, champion.mixture.score_many(rows)[0], strict=True):
                 if score.model != learner.version or score.score != want:
                     yield (
                         f"score of {score.transaction_id}: {score.score} by {score.model}, "
