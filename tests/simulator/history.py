@@ -39,6 +39,7 @@ class Shape:
     corrections: str
     is_crowded: bool  # more entities than the stores hold
     threshold: float = 0.1  # low, so that there are many alerts
+    has_investigators: bool = False  # half of the labels are theirs, and teach a model apart
 
 
 def shape_of(rng: random.Random) -> Shape:
@@ -48,6 +49,7 @@ def shape_of(rng: random.Random) -> Shape:
         in_worker=rng.random() < 0.6,
         corrections=rng.choice(("ignore", "relearn")),
         is_crowded=rng.random() < 0.12,
+        has_investigators=rng.random() < 0.5,
     )
 
 
@@ -81,6 +83,11 @@ def settings_of(shape: Shape) -> Settings:
                 "snapshot_every": 12,
                 "snapshot_interval": "40s",
                 "snapshots_kept": 3,
+                "investigators": {
+                    "sources": {"analyst"} if shape.has_investigators else set(),
+                    "wait": "10m",
+                    "waiting_max": 16,
+                },
             },
         }
     )
@@ -176,6 +183,7 @@ def _labels(
 
 def _label(transaction_id: str, is_fraud: bool, time_ms: int) -> Input:
     fields = {"transaction_id": transaction_id, "is_fraud": is_fraud, "event_time": time_ms}
+    fields["source"] = "analyst" if ord(transaction_id[-1]) % 2 else "chargeback"
     return _encoded("labels", transaction_id, fields, transaction_id)
 
 

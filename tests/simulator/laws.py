@@ -14,6 +14,7 @@ import numpy as np
 
 from app import codec
 from app.core.entity import EntityStore
+from app.core.models.digest import digest_of
 from app.core.windows import APPLIED, DUPLICATE
 from app.learning import LearnTask, new_learner, newest
 from app.records import Example, Partition, Position, Summary
@@ -360,6 +361,10 @@ class Judge:
             yield f"learner {whose}: {got.version}, not {want.version}"
         if got.model.state_digest() != want.model.state_digest():
             yield f"learner {whose}: another model"
+        if digest_of(got.investigators) != digest_of(want.investigators):
+            yield f"learner {whose}: other investigators"
+        if got.n_taught != want.n_taught:
+            yield f"learner {whose}: taught {got.n_taught}, not {want.n_taught}"
         if got.trust != want.trust or not np.array_equal(got.novelty.means, want.novelty.means):
             yield f"learner {whose}: another novelty"
         if got.monitor.scores.detector.width != want.monitor.scores.detector.width:
