@@ -18,9 +18,10 @@ import numpy as np
 
 from app.core.entity import SlotValue
 from app.core.pending import Label
+from app.core.repeats import Shown
 from app.core.scoring import Batch
 from app.errors import SHOWN_MAX, Malformed
-from app.records import Example, Feedback, Hop, Position, Record, Score, Summary, Verdict
+from app.records import Alert, Example, Feedback, Hop, Position, Record, Score, Summary, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -347,6 +348,7 @@ _example: Callable[[bytes], Example | Summary | Verdict] = msgspec.json.Decoder(
     Example | Summary | Verdict
 ).decode
 _feedback = msgspec.json.Decoder(Feedback).decode
+_alert = msgspec.json.Decoder(Alert).decode
 
 
 def read_hops(records: Sequence[Record], n_features: int) -> Decoded[Batch]:
@@ -411,6 +413,11 @@ def read_example(record: Record) -> Example | Summary | Verdict:
     return _own(_example, record)
 
 
+def read_alert(record: Record) -> Alert:
+    """An alert on its way to a person. Raises Malformed if it is none."""
+    return _own(_alert, record)
+
+
 def read_feedback(record: Record) -> Feedback:
     """A confirmed label on its way back. Raises Malformed if it is none."""
     return _own(_feedback, record)
@@ -453,6 +460,24 @@ def read_slot(key: bytes, value: bytes | None) -> tuple[Slot, SlotValue | None]:
     pairs = _GUARD.iter_unpack(value[_SLOT.size : _SLOT.size + n * _GUARD.size])
     guard = tuple((int(upstream), int(offset)) for upstream, offset in pairs)
     return slot, SlotValue(sequence, time_ms, amount, id_hash, other_hash, label, guard, revision)
+
+
+_shown = msgspec.json.Decoder(Shown).decode
+
+
+def write_shown(key: str, told: Shown | None) -> tuple[bytes, bytes | None]:
+    """One row of the changelog of alerts, (key, value); None: the entity was forgotten."""
+    return key.encode(), None if told is None else encode(told)
+
+
+def read_shown(key: bytes, value: bytes | None) -> tuple[str, Shown | None]:
+    """Inverse of ``write_shown``.
+
+    >>> row = ("card-1", Shown(1_000, 7, 3, 4, (9,), 1))
+    >>> read_shown(*write_shown(*row)) == row
+    True
+    """
+    return key.decode(), None if value is None else _shown(value)
 
 
 TRACE: Final = "traceparent"

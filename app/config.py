@@ -286,6 +286,7 @@ class RepeatSettings(Table):
 
     entity: FieldName
     window: SomeTime = 86_400_000  # event time
+    entities_max: int = Field(default=100_000, ge=16)  # remembered, a partition
 
 
 class PolicySettings(Table):

@@ -76,6 +76,10 @@ class Metrics:
             "weir_dead_letters", "Records that could not be read, by topic.", ["topic"], registry=r
         )
         self._alerts = Counter("weir_alerts", "Scores that became alerts.", registry=r)
+        self._suppressed = Counter(
+            "weir_alerts_suppressed", "Alerts held back: one of the same entity was shown lately.",
+            registry=r,
+        )  # fmt: skip
         self._scored = Counter("weir_transactions_scored", "Transactions scored.", registry=r)
         self.latency = BatchHistogram(
             "weir_score_latency_seconds", "From publishing a transaction to its score.", _LATENCY_S
@@ -149,6 +153,10 @@ class Metrics:
         self._alerts.inc(n_alerts)
         self.scores.observe(scores)
         self.latency.observe(latency_ms / 1_000.0)
+
+    def suppressed(self) -> None:
+        """Count an alert that is held back."""
+        self._suppressed.inc()
 
     def entities(self, stage: str, partition: int, store: EntityStore) -> None:
         """Tell how full a store is."""

@@ -164,6 +164,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[Reason]  # most suspicious first
     model: ModelVersion
     source: Source
+    links: dict[str, str] = {}  # entity: path of its recent history, on a worker's web server
+    repeats: int = 0  # alerts of the same entity that were held back before this one
     segments: dict[str, str] = {}  # values of the declared segments; "": missing
     schema_version: int = SCHEMA_VERSION
 

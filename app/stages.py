@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import numpy as np
 
@@ -17,20 +18,21 @@ from app import codec
 from app.core.entity import EntityStore
 from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
-from app.core.windows import DUPLICATE
+from app.core.windows import DUPLICATE, FRAUD, LEGITIMATE, UNKNOWN
 from app.errors import Malformed
 from app.records import Alert, Partition, Position, Send
 from app.tasks import Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from app.config import Settings
     from app.core.features import FeaturePlan
     from app.core.scoring import Batch, Champion
     from app.metrics import Metrics
-    from app.records import Record, Score
+    from app.records import Headers, Record, Score
+    from app.tasks import Task
     from app.topics import Topics
 
 #: Headers of a dead letter: position, reason, the record's own.
@@ -204,15 +206,42 @@ class EntityTask:
             if score.is_alert:
                 alert = alert_of(score, decided.words[i])
                 headers = codec.headers_of("alert", at, at, batch.traces[i])
-                effects.first.append(
-                    Send(topics.alerts.name, partition, key, codec.encode(alert), headers)
-                )
+                effects.first.append(self._alert(alert, headers))
         stage.metrics.scored(decided.scores, decided.alerts, now_ms - batch.published_ms)
+
+    def _alert(self, alert: Alert, headers: Headers) -> Send:
+        """Bring an alert to a person, or to the stage that holds back repeats."""
+        topics, told = self.stage.topics_by_role, self.stage.settings.policy.repeats
+        topic, name = topics.alerts, alert.transaction_id
+        if told is not None and topics.repeats is not None:
+            topic, name = topics.repeats.candidates, alert.entities[told.entity]
+        key = name.encode()
+        partition = partition_of(key, topic.partitions)
+        return Send(topic.name, partition, key, codec.encode(alert), headers)
 
     def _dead_letter(self, partition: Partition, record: Record, error: Malformed) -> Send:
         at = Position(*partition, record.offset)
         self.stage.metrics.dead_letter(partition.topic)
         return dead_letter(self.stage.topics_by_role, at, self.stage.name, record, error)
+
+
+def entity_of(tasks: Iterable[Task], kind: str, name: str) -> dict[str, Any] | None:
+    """What this process knows of an entity, for people; None: nothing, it may be another's.
+
+    Its transactions stand newest first: time (epoch milliseconds), amount, what is known of it.
+    """
+    for task in tasks:
+        if not isinstance(task, EntityTask) or task.store is None or task.stage.entity != kind:
+            continue
+        if name in task.store.rows:
+            held = reversed(task.store.history(name))
+            rows = [{"time_ms": t, "amount": a, "is_fraud": _KNOWN[label]} for t, a, label in held]
+            return {"kind": kind, "name": name, "transactions": rows}
+    return None
+
+
+#: A label as JSON has it.
+_KNOWN: Final = {FRAUD: True, LEGITIMATE: False, UNKNOWN: None}
 
 
 def scorer_of(settings: Settings, plan: FeaturePlan, champion: Champion) -> Scorer:
@@ -263,4 +292,8 @@ def alert_of(score: Score, policy: str) -> Alert:
         model=score.model,
         source=score.source,
         segments=score.segments,
+        links={
+            kind: f"/v1/entities/{quote(kind, safe='')}/{quote(name, safe='')}"
+            for kind, name in score.entities.items()
+        },
     )

@@ -42,6 +42,14 @@ class TopicSpec:
 
 
 @dataclass(frozen=True)
+class RepeatTopics:
+    """Alerts on their way to a person, by the entity of which a second one is held back."""
+
+    candidates: TopicSpec
+    changelog: TopicSpec
+
+
+@dataclass(frozen=True)
 class Topics:
     """All topics of one configuration, by role."""
 
@@ -57,6 +65,7 @@ class Topics:
     hops: dict[str, TopicSpec]  # entity: its input, but for the first entity
     feedback: dict[str, TopicSpec]
     changelogs: dict[str, TopicSpec]
+    repeats: RepeatTopics | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Topics:
@@ -68,6 +77,7 @@ class Topics:
         # The join reads scores and labels again from the oldest that still matters.
         kept = {"retention.ms": str(join.maturity + join.forget + named.retention)}
         compact = {"cleanup.policy": "compact"}
+        held = settings.policy.repeats
 
         def spec(
             name: str,
@@ -111,6 +121,12 @@ class Topics:
                 e: spec(f"weir.changelog.{e}", f"what is known of each {e}", compact)
                 for e in entities
             },
+            repeats=None
+            if held is None
+            else RepeatTopics(
+                spec(f"weir.alerts.{held.entity}", f"alerts by {held.entity}", read),
+                spec("weir.changelog-alerts", f"the last alert of each {held.entity}", compact),
+            ),
         )
 
     def __iter__(self) -> Iterator[TopicSpec]:
@@ -130,6 +146,8 @@ class Topics:
             self.dead_letters,
         )
         yield from (*self.feedback.values(), *self.changelogs.values())
+        if self.repeats is not None:
+            yield from (self.repeats.candidates, self.repeats.changelog)
 
     def stage_input(self, entities: tuple[str, ...], stage: int) -> TopicSpec:
         """The topic that a stage reads: transactions, or the hop to its entity."""

@@ -44,8 +44,13 @@ def readiness(flow: Flow, is_model_loaded: Callable[[], bool]) -> Reasons:
     return reasons
 
 
-def serve(app: App, flow: Flow, is_model_loaded: Callable[[], bool]) -> None:
-    """Add the pages to the web server of a Faust app."""
+def serve(
+    app: App,
+    flow: Flow,
+    is_model_loaded: Callable[[], bool],
+    entity: Callable[[str, str], dict[str, Any] | None],
+) -> None:
+    """Add the pages to the web server of a Faust app; ``entity`` finds what is known of one."""
 
     @app.page("/metrics")
     async def metrics(self: Any, request: Any) -> Any:  # noqa: ARG001
@@ -60,6 +65,21 @@ def serve(app: App, flow: Flow, is_model_loaded: Callable[[], bool]) -> None:
     @app.page("/readyz")
     async def readyz(self: Any, request: Any) -> Any:  # noqa: ARG001
         return _answer(self, readiness(flow, is_model_loaded))
+
+    @app.page("/v1/entities/{kind}/{name}")
+    async def entities(self: Any, request: Any, kind: str, name: str) -> Any:  # noqa: ARG001
+        found = entity(kind, name)
+        if found is None:
+            return _problem(
+                self, 404, "no such entity here", f"{kind} {name}: not known, or another worker's"
+            )
+        return self.bytes(orjson.dumps(found), content_type="application/json")
+
+
+def _problem(view: Any, status: int, title: str, detail: str) -> Any:
+    """An error as a problem document (RFC 9457)."""
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return view.bytes(orjson.dumps(body), status=status, content_type="application/problem+json")
 
 
 def _answer(view: Any, reasons: Reasons) -> Any:

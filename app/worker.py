@@ -9,6 +9,7 @@ import numpy as np
 from faust.app.base import BootStrategy
 from yarl import URL
 
+from app.alerting import AlertStage
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
@@ -16,7 +17,7 @@ from app.flow import Flow
 from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
-from app.stages import EntityStage, scorer_of
+from app.stages import EntityStage, entity_of, scorer_of
 from app.topics import Topics
 from app.transport import Restorer
 from app.web import serve
@@ -65,8 +66,12 @@ def stages_of(
         EntityStage(settings, topics, plan, scorer, metrics, index)
         for index in range(max(len(settings.transaction.entities), 1))
     ]
+    told, own = settings.policy.repeats, topics.repeats
+    alerts: list[Stage] = []
+    if told is not None and own is not None:
+        alerts.append(AlertStage(settings, topics, told, own, metrics))
     join = JoinStage(settings, topics, metrics)
-    return [*scoring, join, *(learner if settings.learner.in_worker else [])]
+    return [*scoring, *alerts, join, *(learner if settings.learner.in_worker else [])]
 
 
 def fresh_champion(settings: Settings, plan: FeaturePlan) -> Champion:
@@ -133,5 +138,10 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     if role == "worker":
         app.beside.append(follower)
         flow.gates.append(follower.caught_up)
-    serve(app, flow, lambda: role == "learner" or follower.caught_up.is_set())
+    serve(
+        app,
+        flow,
+        lambda: role == "learner" or follower.caught_up.is_set(),
+        lambda kind, name: entity_of(flow.tasks.values(), kind, name),
+    )
     return app

@@ -7,6 +7,7 @@ import pytest
 from app.config import load
 from app.errors import Fenced
 from app.records import Partition, Send
+from app.stages import entity_of
 from app.testing import Driver, Killed, Log, Stalled
 
 T1 = {
@@ -133,6 +134,27 @@ def test_follower_adopts_what_a_learner_of_its_own_has_learnt():
     worker, learner = driver.processes["worker-0"], driver.processes["learner-0"]
     assert 0 == learner.champion.version.position
     assert learner.champion.version == worker.champion.version
+
+
+def test_repeats_are_held_back_and_history_is_at_hand():
+    """One alert of a card a day; it links to what is known of the card and the terminal."""
+    driver = Driver(settings(policy={"threshold": 0.0, "repeats": {"entity": "card_id"}}))
+    times = ["2026-05-01T09:00:00Z", "2026-05-01T10:00:00Z", "2026-05-02T09:00:00Z"]
+    for i, time in enumerate(times):
+        driver.publish("transactions", {**T1, "transaction_id": f"t{i}", "event_time": time})
+        driver.run()
+        driver.crash()
+    driver.run()
+    shown = {alert.transaction_id: alert.repeats for alert in driver.read("alerts")}
+    assert shown == {"t0": 0, "t2": 1}
+    alert = driver.read("alerts")[0]
+    tasks = [task for p in driver.processes.values() for task in p.flow.tasks.values()]
+    for link, (kind, name) in zip(alert.links.values(), alert.entities.items(), strict=True):
+        assert link == f"/v1/entities/{kind}/{name}"
+        found = entity_of(tasks, kind, name)
+        assert found is not None
+        assert [row["amount"] for row in found["transactions"]] == [T1["amount"]] * 3
+    assert entity_of(tasks, "card_id", "nobody") is None
 
 
 def test_compaction_keeps_the_last_of_each_key():

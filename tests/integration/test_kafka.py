@@ -446,3 +446,35 @@ async def test_foreign_snapshot_does_not_stop_a_worker(make_world):
     await world.transact(some)
     await world.scored(ids(some))
     assert 0 == await worker.stop()
+
+
+async def test_repeats_are_held_back_and_links_lead_to_history(make_world):
+    """One alert a card, though the worker is killed between; each links to what is known."""
+    world = make_world(policy={"threshold": 0.0, "repeats": {"entity": "card_id", "window": "1d"}})
+    await world.create_topics()
+    worker = world.start()
+    some = transactions(120, seed=5, n_cards=6)
+    await world.transact(some[:60])
+    await worker.ready()
+    await world.scored(ids(some[:60]))
+    worker.kill()
+    await world.transact(some[60:])
+    worker = await world.start().ready()
+    await world.scored(ids(some))
+    cards = {t["card_id"] for t in some}
+
+    def has_all(found: list[Any]) -> bool:
+        return cards == {json.loads(record.value)["entities"]["card_id"] for record in found}
+
+    found = await world.collect(world.topics.alerts, has_all, "an alert a card")
+    alerts = [json.loads(record.value) for record in found]
+    assert len({alert["transaction_id"] for alert in alerts}) == len(cards)
+    for alert in alerts:
+        for kind, link in alert["links"].items():
+            status, text = worker.get(link)
+            assert status == 200, text
+            known = [t["amount"] for t in some if t[kind] == alert["entities"][kind]]
+            told = [row["amount"] for row in json.loads(text)["transactions"]]
+            assert sorted(told) == sorted(known)
+    status, text = worker.get("/v1/entities/card_id/nobody")
+    assert (404, 404) == (status, json.loads(text)["status"])

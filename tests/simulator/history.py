@@ -39,6 +39,7 @@ class Shape:
     corrections: str
     is_crowded: bool  # more entities than the stores hold
     threshold: float = 0.1  # low, so that there are many alerts
+    holds_repeats: bool = False  # of a card's alerts within ten minutes the first is shown
     has_investigators: bool = False  # half of the labels are theirs, and teach a model apart
 
 
@@ -49,6 +50,7 @@ def shape_of(rng: random.Random) -> Shape:
         in_worker=rng.random() < 0.6,
         corrections=rng.choice(("ignore", "relearn")),
         is_crowded=rng.random() < 0.12,
+        holds_repeats=rng.random() < 0.4,
         has_investigators=rng.random() < 0.5,
     )
 
@@ -75,7 +77,11 @@ def settings_of(shape: Shape) -> Settings:
             "topics": {"partitions": shape.partitions},
             "entity": {"history_max": 16, "entities_max": 16 if shape.is_crowded else 1_000},
             "model": {"name": "logistic", "params": {"lr": 0.1}},
-            "policy": {"threshold": shape.threshold, "reasons_max": 1},
+            "policy": {
+                "threshold": shape.threshold,
+                "reasons_max": 1,
+                "repeats": {"entity": "card_id", "window": "10m"} if shape.holds_repeats else None,
+            },
             "join": {"maturity": "20m", "forget": "20m", "early": "10m"},
             "learner": {
                 "in_worker": shape.in_worker,

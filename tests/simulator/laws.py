@@ -15,6 +15,7 @@ import numpy as np
 from app import codec
 from app.core.entity import EntityStore
 from app.core.models.digest import digest_of
+from app.core.repeats import Repeats
 from app.core.windows import APPLIED, DUPLICATE
 from app.learning import LearnTask, new_learner, newest
 from app.records import Example, Partition, Position, Summary
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from app.core.learner import Learner
-    from app.records import Hop, LabelOutcome, Record, Score
+    from app.records import Alert, Hop, LabelOutcome, Record, Score
     from tests.simulator.world import World
 
 Place = tuple[int, int]  # source position of a transaction: partition, offset
@@ -158,6 +159,7 @@ def violations(world: World) -> list[str]:
         judge.learners_agree,
         judge.scores_follow_from_their_model,
         judge.canonical_alerts_are_sent,
+        judge.repeats_alone_are_held_back,
         judge.summaries_count_once,
         judge.offsets_are_all_committed,
     ]
@@ -397,14 +399,43 @@ class Judge:
 
     def canonical_alerts_are_sent(self) -> Iterator[str]:
         """The first score of an id that is an alert has its alert."""
+        candidates = self._candidates()
         sent = {
-            (alert.source.partition, alert.source.offset, alert.score)
-            for alert in self.world.read("alerts")
+            (alert.source.partition, alert.source.offset, alert.score) for _, _, alert in candidates
         }
         for score in self.canonical.values():
             at = (score.source.partition, score.source.offset, score.score)
             if score.is_alert and at not in sent:
                 yield f"alert missing: {score.transaction_id}"
+
+    def repeats_alone_are_held_back(self) -> Iterator[str]:
+        """What is shown is what a fold over the candidates shows that was never stopped."""
+        told = self.world.settings.policy.repeats
+        if told is None:
+            return
+        folds: dict[int, Repeats] = defaultdict(lambda: Repeats(told.window))
+        want: dict[str, int] = {}
+        for partition, offset, alert in self._candidates():
+            key, name = alert.entities[told.entity], alert.transaction_id
+            repeats = folds[partition].on_alert(key, name, alert.time_ms, offset)
+            if repeats is not None:
+                want[name] = repeats
+        got = {alert.transaction_id: alert.repeats for alert in self.world.read("alerts")}
+        for name in want.keys() ^ got.keys():
+            yield f"alert {name} was {'held back' if name in want else 'shown'}"
+        for name in want.keys() & got.keys():
+            if want[name] != got[name]:
+                yield f"alert {name} after {got[name]} repeats, not {want[name]}"
+
+    def _candidates(self) -> list[tuple[int, int, Alert]]:
+        """Alerts as they were raised, with partition and offset."""
+        own = self.world.topics.repeats
+        name = own.candidates.name if own else self.world.topics.alerts.name
+        return [
+            (p, record.offset, codec.read_alert(record))
+            for p in range(self.world.settings.topics.partitions)
+            for record in self.world.logs[Partition(name, p)].records
+        ]
 
     def summaries_count_once(self) -> Iterator[str]:
         """The monitor sees each score once, in runs that do not overlap."""

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from app import stages
+from app.alerting import AlertTask
 from app.core import learner as learners
 from app.core.entity import EntityStore
 from app.core.learner import Learner
 from app.core.pending import Join, Waited, Waiting
+from app.core.repeats import Repeats
 from app.flow import Flow, Lease
 from app.join import JoinTask
 from app.learning import LearnTask
@@ -67,7 +69,7 @@ def learner_forgets_ids() -> AbstractContextManager[Any]:
         learner.learnt.clear()
         return real(learner, example, effects)
 
-    return _around(Learner, "_teaches", mutated)
+    return _around(Learner, "_assess", mutated)
 
 
 def summaries_count_again() -> AbstractContextManager[Any]:
@@ -78,6 +80,22 @@ def summaries_count_again() -> AbstractContextManager[Any]:
         return real(learner, summary, effects)
 
     return _around(Learner, "_watch", mutated)
+
+
+def repeats_guard_off() -> AbstractContextManager[Any]:
+    """What was shown or held back forgets which offsets it has applied."""
+
+    def mutated(real: Any, repeats: Repeats, key: str, *alert: Any) -> Any:
+        if key in repeats.shown:
+            repeats.shown[key] = repeats.shown[key]._replace(guard=-1)
+        return real(repeats, key, *alert)
+
+    return _around(Repeats, "on_alert", mutated)
+
+
+def repeats_not_restored() -> AbstractContextManager[Any]:
+    """After a restart no alert is remembered."""
+    return patch.object(AlertTask, "restore", lambda task, partition, records: None)
 
 
 # Law 3: outputs, state, offsets, in this order.
@@ -270,6 +288,8 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     for made in (
         offset_guard_off,
         guard_of_the_whole_batch,
+        repeats_guard_off,
+        repeats_not_restored,
         learner_forgets_ids,
         summaries_count_again,
         commit_before_delivery,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
@@ -32,14 +32,17 @@ class Run(NamedTuple):
 def run(seed: int, mutant: str | None = None) -> Run:
     """Play a history, with a guard taken away if ``mutant`` names one, and judge it."""
     world = World(seed)
-    with patch.object(pending, "SUMMARY_SCORES", SUMMARY_SCORES):
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(pending, "SUMMARY_SCORES", SUMMARY_SCORES))
+        if mutant:  # outside of what may crash: a mutant that fits nothing has caught nothing
+            patches.enter_context(MUTANTS[mutant]())
         try:
-            with MUTANTS[mutant]() if mutant else nullcontext():
-                world.play()
+            world.play()
         except Exception as error:
             if mutant is None:
                 raise
             return Run(seed, [f"crash loop: {error!r}"], world.figures)
+        patches.pop_all().close()
     return Run(seed, violations(world), world.figures)
 
 
