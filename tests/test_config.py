@@ -270,3 +270,12 @@ def test_shipped_profiles_are_plain_toml():
     """Readable without weir."""
     for profile in PROFILES:
         tomllib.loads((ROOT / "app" / "profiles" / f"{profile}.toml").read_text(encoding="utf-8"))
+
+
+def test_policy_page_shows_what_works(tmp_path):
+    """The example of the page on policies is a configuration, with every table it explains."""
+    page = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    settings = told(tmp_path, page.split("```toml\n")[1].split("```")[0])
+    assert ["abroad-online", "small-change"] == [rule.name for rule in settings.policy.rules]
+    assert settings.policy.repeats is not None
+    assert frozenset({"analyst"}) == settings.learner.investigators.sources
