@@ -22,7 +22,7 @@ from app.core.windows import DUPLICATE, FRAUD, LEGITIMATE, UNKNOWN
 from app.errors import Malformed
 from app.records import Alert, Partition, Position, Send
 from app.tasks import Committed, Effects, Range
-from app.topics import DEAD_LETTER_BYTES, partition_of
+from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -184,25 +184,24 @@ class EntityTask:
         stage = self.stage
         entity = stage.settings.transaction.entities[stage.index + 1]
         topic = stage.topics_by_role.hops[entity]
-        for i, key in enumerate(batch.keys[stage.index + 1]):
-            raw = key.encode()
+        keys = [key.encode() for key in batch.keys[stage.index + 1]]
+        for i, partition in enumerate(partitions_of(keys, topic.partitions)):
             trace = batch.traces[i]
             headers = ((codec.TRACE, trace),) if trace else ()
             value = codec.write_hop(batch, i)
-            partition = partition_of(raw, topic.partitions)
-            effects.outputs.append(Send(topic.name, partition, raw, value, headers))
+            effects.outputs.append(Send(topic.name, partition, keys[i], value, headers))
 
     def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
         stage, topics = self.stage, self.stage.topics_by_role
         decided = stage.scorer.decide(batch)
+        keys = [transaction_id.encode() for transaction_id in batch.ids]
+        places = partitions_of(keys, topics.scores.partitions)
         for i, score in enumerate(stage.scorer.told(batch, decided, topics.transactions.name)):
-            source, key = score.source, score.transaction_id.encode()
+            source = score.source
             at = f"{source.topic}/{source.partition}/{source.offset}"
-            partition = partition_of(key, topics.scores.partitions)
             headers = codec.headers_of("score", at, at, batch.traces[i])
-            effects.outputs.append(
-                Send(topics.scores.name, partition, key, codec.encode(score), headers)
-            )
+            value = codec.encode(score)
+            effects.outputs.append(Send(topics.scores.name, places[i], keys[i], value, headers))
             if score.is_alert:
                 alert = alert_of(score, decided.words[i])
                 headers = codec.headers_of("alert", at, at, batch.traces[i])

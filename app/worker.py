@@ -18,7 +18,7 @@ from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
 from app.stages import EntityStage, entity_of, scorer_of
-from app.topics import Topics
+from app.topics import Topics, partitions_of
 from app.transport import Restorer
 from app.web import serve
 
@@ -92,6 +92,7 @@ def warm_up(settings: Settings) -> None:
             ["a"], times_ms=one, amounts=np.zeros(1), ids=["a"], others=["a"], upstreams=one,
             offsets=one,
         )  # fmt: skip
+    partitions_of([b"a"], 1)
     learner, row = new_learner(settings, plan), np.zeros((1, len(plan.names)))
     told = learner.investigators
     for model in [learner.model, *([told.model] if told else [])]:

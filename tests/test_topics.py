@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.partitioner import DefaultPartitioner, murmur2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.admin import _differences
 from app.config import load
-from app.topics import Topics, TopicSpec, partition_of
+from app.topics import Topics, TopicSpec, partition_of, partitions_of
 
 # Keys and their 32 bits of murmur2, from the tests of Apache Kafka's own client (UtilsTest).
 MURMUR2 = [
@@ -121,3 +121,11 @@ def test_mismatch_is_told_with_what_mends_it(spec, partitions, replicas, config,
         return
     if any("--add-config" in told for told in problems):
         assert "kafka-configs" in problems[0]
+
+
+@given(st.lists(st.binary(max_size=40), max_size=20), st.integers(1, 1_024))
+def test_keys_lie_where_the_client_puts_them(keys, partitions):
+    """Many at once, or one by one, as aiokafka's own producer chooses."""
+    want = [(murmur2(key) & 0x7FFFFFFF) % partitions for key in keys]
+    assert want == partitions_of(keys, partitions)
+    assert want == [partition_of(key, partitions) for key in keys]
