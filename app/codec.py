@@ -21,7 +21,7 @@ from app.core.pending import Label
 from app.core.repeats import Shown
 from app.core.scoring import Batch
 from app.errors import SHOWN_MAX, Malformed
-from app.records import Alert, Example, Feedback, Hop, Position, Record, Score, Summary, Verdict
+from app.records import Alert, Example, Feedback, Hops, Position, Record, Score, Summary, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -342,7 +342,8 @@ class LabelReader:
         return Label(transaction_id, bool(decoded.f1), time, source, record)
 
 
-_hop = msgspec.json.Decoder(Hop).decode
+_hops = msgspec.msgpack.Decoder(Hops).decode
+_pack = msgspec.msgpack.Encoder().encode
 _score = msgspec.json.Decoder(Score).decode
 _example: Callable[[bytes], Example | Summary | Verdict] = msgspec.json.Decoder(
     Example | Summary | Verdict
@@ -351,56 +352,82 @@ _feedback = msgspec.json.Decoder(Feedback).decode
 _alert = msgspec.json.Decoder(Alert).decode
 
 
-def read_hops(records: Sequence[Record], n_features: int) -> Decoded[Batch]:
-    """Transactions that an earlier stage sent on, in columns."""
-    good: list[tuple[Record, Hop]] = []
-    refused: list[_Refusal] = []
-    for record in records:
-        try:
-            good.append((record, _read_hop(record, n_features)))
-        except Malformed as error:
-            refused.append((record, error))
-    hops = [hop for _, hop in good]
-    n_keys = len(hops[0].keys) if hops else 0
-    n_segments = len(hops[0].segments) if hops else 0
-    batch = Batch(
-        ids=[hop.transaction_id for hop in hops],
-        times_ms=np.array([hop.time_ms for hop in hops], np.int64),
-        amounts=np.array([hop.amount for hop in hops], np.float64),
-        keys=[[hop.keys[e] for hop in hops] for e in range(n_keys)],
-        rows=np.array([hop.row for hop in hops], np.float64).reshape(len(hops), n_features),
-        partitions=np.array([hop.partition for hop in hops], np.int64),
-        offsets=np.array([hop.offset for hop in hops], np.int64),
-        published_ms=np.array([hop.published_ms for hop in hops], np.int64),
-        traces=[trace_of(record.headers) for record, _ in good],
-        segments=[[hop.segments[s] for hop in hops] for s in range(n_segments)],
-    )
-    return Decoded(batch, [record for record, _ in good], refused)
+class HopCodec:
+    """Transactions on their way to the stage of the ``index``-th entity, in columns."""
 
+    def __init__(self, plan: FeaturePlan, index: int, n_segments: int = 0) -> None:
+        """Know which features are filled by then."""
+        self._schema, self._n_features = plan.schema, len(plan.names)
+        self._columns = plan.filled(index)
+        self._shape = (len(plan.windows), n_segments)
 
-def _read_hop(record: Record, n_features: int) -> Hop:
-    hop = _own(_hop, record)
-    if len(hop.row) != n_features:
-        text = f"{n_features} features: the configuration changed on the way"
-        raise Malformed("row", f"{len(hop.row)} features", text)
-    return hop
-
-
-def write_hop(batch: Batch, i: int) -> bytes:
-    """The i-th transaction of a batch, for the next stage."""
-    return encode(
-        Hop(
-            batch.ids[i],
-            int(batch.times_ms[i]),
-            float(batch.amounts[i]),
-            [column[i] for column in batch.keys],
-            batch.rows[i].tolist(),
-            int(batch.partitions[i]),
-            int(batch.offsets[i]),
-            int(batch.published_ms[i]),
-            [column[i] for column in batch.segments],
+    def write(self, batch: Batch) -> bytes:
+        """A batch, for the next stage."""
+        whole = (batch.times_ms, batch.partitions, batch.offsets, batch.published_ms)
+        return _pack(
+            Hops(
+                self._schema,
+                batch.ids,
+                batch.keys,
+                batch.segments,
+                batch.traces if any(batch.traces) else [],
+                np.concatenate(whole).astype("<i8").tobytes(),
+                batch.amounts.astype("<f8").tobytes(),
+                batch.rows[:, self._columns].astype("<f8").tobytes(),
+            )
         )
-    )
+
+    def read(self, records: Sequence[Record]) -> Decoded[Batch]:
+        """Transactions that the stage before sent on; each with the record that it came in."""
+        good: list[Batch] = []
+        whose: list[Record] = []
+        refused: list[_Refusal] = []
+        for record in records:
+            try:
+                good.append(self._read(record))
+                whose += [record] * len(good[-1])
+            except Malformed as error:
+                refused.append((record, error))
+        return Decoded(Batch.joined(good) if good else self._empty(), whose, refused)
+
+    def _read(self, record: Record) -> Batch:
+        hops = _own(_hops, record)
+        if hops.schema != self._schema:
+            text = f"{self._schema}: the configuration changed on the way"
+            raise Malformed("schema", hops.schema, text)
+        n = len(hops.ids)
+        lists = [*hops.keys, *hops.segments, hops.traces or hops.ids]
+        packed = (len(hops.whole), len(hops.amounts), len(hops.rows))
+        if (
+            not n
+            or (len(hops.keys), len(hops.segments)) != self._shape
+            or any(len(column) != n for column in lists)
+            or packed != (32 * n, 8 * n, 8 * n * len(self._columns))
+        ):
+            raise Malformed("value", f"columns of {packed} bytes", f"those of {n} transactions")
+        whole = np.frombuffer(hops.whole, "<i8").astype(np.int64)
+        times, partitions, offsets, published = whole.reshape(4, n)
+        rows = np.zeros((n, self._n_features))
+        rows[:, self._columns] = np.frombuffer(hops.rows, "<f8").reshape(n, -1)
+        return Batch(
+            ids=hops.ids,
+            times_ms=times,
+            amounts=np.frombuffer(hops.amounts, "<f8").astype(np.float64),
+            keys=hops.keys,
+            rows=rows,
+            partitions=partitions,
+            offsets=offsets,
+            published_ms=published,
+            traces=hops.traces or [None] * n,
+            segments=hops.segments,
+        )
+
+    def _empty(self) -> Batch:
+        none, (n_keys, n_segments) = np.zeros(0, np.int64), self._shape
+        rows = np.zeros((0, self._n_features))
+        keys: list[list[str]] = [[] for _ in range(n_keys)]
+        segments: list[list[str]] = [[] for _ in range(n_segments)]
+        return Batch([], none, np.zeros(0), keys, rows, none, none, none, [], segments)
 
 
 def read_score(record: Record) -> Score:

@@ -118,18 +118,20 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
 
 
-class Hop(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A transaction on its way from one entity stage to the next (internal)."""
+class Hops(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Transactions on their way from one entity stage to the next, in columns (internal).
 
-    transaction_id: str
-    time_ms: int
-    amount: float
-    keys: list[str]
-    row: list[float | None]  # features so far, in schema order; null: not known
-    partition: int  # source position of the transaction
-    offset: int
-    published_ms: int
-    segments: list[str] = []  # values of the declared segments, in their order
+    MessagePack. Packed columns are little-endian, 8 bytes a number, one column after another.
+    """
+
+    schema: str  # digest of the features' names
+    ids: list[str]
+    keys: list[list[str]]  # by entity
+    segments: list[list[str]]  # by declared segment
+    traces: list[bytes | None]  # none at all: no transaction carries one
+    whole: bytes  # times (ms), source partitions and offsets, times of publishing (ms)
+    amounts: bytes
+    rows: bytes  # features known so far, in schema order, one transaction after another
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):

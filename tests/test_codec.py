@@ -69,6 +69,7 @@ def reader_of(configured: Settings) -> codec.TransactionReader:
 CARD = card()
 STREAM = load(profile="stream")
 READERS = {"card": reader_of(CARD), "stream": reader_of(STREAM)}
+HOPS = codec.HopCodec(FeaturePlan.of(CARD.features, CARD.transaction.entities), 1)
 
 # what is wrong | value | key | what the message says
 TRANSACTIONS: list[tuple[str, bytes | None, bytes | None, tuple[str, ...]]] = [
@@ -436,7 +437,9 @@ def test_good_records_pass_between_bad_ones():
     records = [Record(i, b"c1", value, NOW_MS) for i, value in enumerate(values)]
     task.apply(task.inputs[0], records, NOW_MS, effects)
     hops = [send for send in effects.outputs if send.topic == "weir.hop.terminal_id"]
-    assert [b"s1", b"s1"] == [send.key for send in hops]
+    plan = FeaturePlan.of(CARD.features, CARD.transaction.entities)
+    read = codec.HopCodec(plan, 1).read([Record(0, None, send.value, NOW_MS) for send in hops])
+    assert ["a", "b"] == read.read.ids
     assert 3 == sum(send.topic == "dead-letters" for send in effects.outputs)
     assert 2 == len(effects.state)
 
@@ -465,7 +468,8 @@ def test_no_bytes_break_a_reader(value, key):
     for reader in READERS.values():
         for _, refusal in reader.read_many(0, [record]).refused:
             str(refusal).encode()
-    codec.read_hops([record], 3)
+    for _, refusal in HOPS.read([record]).refused:
+        str(refusal).encode()
 
 
 #: Values that JSON can say, not too deep.
@@ -497,9 +501,11 @@ def test_hops_carry_a_batch_unchanged():
     records = [Record(i, b"c1", json_of(transaction_id=i), NOW_MS, trace) for i in range(5)]
     batch = READERS["card"].read_many(3, records).read
     batch.rows[2, 1] = np.nan
-    hops = [Record(i, b"s1", codec.write_hop(batch, i), 0, trace) for i in range(5)]
-    read = codec.read_hops(hops, batch.rows.shape[1])
+    parts = [batch.take(np.array(at)) for at in ([0, 1, 2], [3], [4])]
+    records = [Record(i, None, HOPS.write(part), 0) for i, part in enumerate(parts)]
+    read = HOPS.read(records)
     assert [] == read.refused
+    assert [0, 0, 0, 1, 2] == [record.offset for record in read.records]
     for name, value in vars(batch).items():
         np.testing.assert_array_equal(value, getattr(read.read, name), err_msg=name)
 
@@ -507,9 +513,22 @@ def test_hops_carry_a_batch_unchanged():
 def test_hop_of_other_features_is_refused():
     """A configuration that changed on the way is a dead letter, not a wrong column."""
     batch = READERS["card"].read_many(0, [Record(0, b"c1", json_of(), NOW_MS)]).read
-    n = batch.rows.shape[1]
-    read = codec.read_hops([Record(0, b"s1", codec.write_hop(batch, 0), 0)], n + 1)
-    assert f"expected {n + 1} features" in str(read.refused[0][1])
+    other = codec.HopCodec(FeaturePlan.of(CARD.features[1:], CARD.transaction.entities), 1)
+    read = other.read([Record(0, None, HOPS.write(batch), 0)])
+    assert "the configuration changed on the way" in str(read.refused[0][1])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_hop_of_torn_columns_is_refused(data):
+    """Columns of unlike lengths never meet the fold."""
+    records = [Record(i, b"c1", json_of(transaction_id=i), NOW_MS) for i in range(3)]
+    hops = msgspec.msgpack.decode(HOPS.write(READERS["card"].read_many(0, records).read))
+    at = data.draw(st.integers(1, len(hops) - 1))
+    hops[at] = hops[at][: data.draw(st.integers(0, 1))] if hops[at] else [b"", b""]
+    read = HOPS.read([Record(0, None, msgspec.msgpack.encode(hops), 0)])
+    assert len(read.refused) == 1
+    assert not len(read.read)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

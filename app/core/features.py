@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_NO_COLUMNS: Final = np.zeros(0, np.int64)
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 86_400_000
 #: 1970-01-01 was a Thursday: Monday is 0.
@@ -72,6 +73,11 @@ class FeaturePlan:
             for entity, planned in per_entity.items()
         }
         return cls(tuple(names), tuple(own), windows)
+
+    def filled(self, n_entities: int) -> NDArray[np.int64]:
+        """Columns that are known after the stages of the first ``n_entities`` entities."""
+        later = [columns for columns, _ in list(self.windows.values())[n_entities:]]
+        return np.setdiff1d(np.arange(len(self.names)), np.concatenate([*later, _NO_COLUMNS]))
 
     @cached_property
     def encoded(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from app.core.windows import APPLIED
 from app.records import ModelVersion, Score, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -49,24 +50,48 @@ class Batch:
         """How many transactions."""
         return len(self.ids)
 
-    def take(self, keep: NDArray[np.bool_]) -> Batch:
+    def where(self, keep: NDArray[np.bool_]) -> Batch:
         """Return the transactions where ``keep``, shape (n,), holds."""
-        if keep.all():
-            return self
-        at = np.flatnonzero(keep)
-        return replace(
-            self,
-            ids=[self.ids[i] for i in at],
+        return self if keep.all() else self.take(np.flatnonzero(keep))
+
+    def take(self, at: NDArray[np.int64]) -> Batch:
+        """Return the transactions in the places ``at``, in that order."""
+        places = at.tolist()
+        return Batch(
+            ids=[self.ids[i] for i in places],
             times_ms=self.times_ms[at],
             amounts=self.amounts[at],
-            keys=[[column[i] for i in at] for column in self.keys],
+            keys=[[column[i] for i in places] for column in self.keys],
             rows=self.rows[at],
             partitions=self.partitions[at],
             offsets=self.offsets[at],
             published_ms=self.published_ms[at],
-            traces=[self.traces[i] for i in at],
-            segments=[[column[i] for i in at] for column in self.segments],
+            traces=[self.traces[i] for i in places],
+            segments=[[column[i] for i in places] for column in self.segments],
         )
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """Return several batches as one, in their order; at least one."""
+        if len(batches) == 1:
+            return batches[0]
+        return cls(
+            ids=list(chain.from_iterable(b.ids for b in batches)),
+            times_ms=np.concatenate([b.times_ms for b in batches]),
+            amounts=np.concatenate([b.amounts for b in batches]),
+            keys=_columns([b.keys for b in batches]),
+            rows=np.concatenate([b.rows for b in batches]),
+            partitions=np.concatenate([b.partitions for b in batches]),
+            offsets=np.concatenate([b.offsets for b in batches]),
+            published_ms=np.concatenate([b.published_ms for b in batches]),
+            traces=list(chain.from_iterable(b.traces for b in batches)),
+            segments=_columns([b.segments for b in batches]),
+        )
+
+
+def _columns(parts: Iterable[list[list[str]]]) -> list[list[str]]:
+    """Columns of several batches, each joined to the next."""
+    return [list(chain.from_iterable(column)) for column in zip(*parts, strict=True)]
 
 
 def fold_entity(

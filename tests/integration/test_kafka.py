@@ -80,8 +80,8 @@ async def stage_input(world: World, stage: int) -> list[tuple[int, Batch]]:
         by_partition.setdefault(r.partition, []).append(record)
     if stage == 0:
         return [(p, reader.read_many(p, records).read) for p, records in by_partition.items()]
-    n = len(plan.names)
-    return [(p, codec.read_hops(records, n).read) for p, records in by_partition.items()]
+    hops = codec.HopCodec(plan, stage)
+    return [(p, hops.read(records).read) for p, records in by_partition.items()]
 
 
 async def check_features(world: World, scores: list[Any]) -> None:

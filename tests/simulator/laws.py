@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from app.core.learner import Learner
-    from app.records import Alert, Hop, LabelOutcome, Record, Score
+    from app.core.scoring import Batch
+    from app.records import Alert, LabelOutcome, Record, Score
     from tests.simulator.world import World
 
 Place = tuple[int, int]  # source position of a transaction: partition, offset
@@ -94,28 +95,36 @@ class Reference:
         """Fold the hops where each first stands: that is the order the terminal saw."""
         entity = self.entities[1]
         columns = self.plan.windows[entity][0]
-        self.hops: dict[Place, Hop] = {}
+        reader = codec.HopCodec(self.plan, 1)
+        self.hops: dict[Place, str] = {}
         self.bad: list[str] = []
         topic = self.topics.hops[entity].name
         for q in range(self.n_upstream):
             last: dict[int, int] = {}
             for record in self.world.logs[Partition(topic, q)].records:
-                batch = codec.read_hops([record], len(self.plan.names)).read
-                place = (int(batch.partitions[0]), int(batch.offsets[0]))
-                if place in self.hops:
-                    continue
-                self.hops[place] = batch.rows[0]
-                if place[1] < last.get(place[0], -1):
-                    self.bad.append(f"order: hop {place} overtaken")
-                last[place[0]] = place[1]
-                features, status = self._fold(
-                    entity, q, batch.keys[1], batch, batch.keys[0], place[0]
-                )
-                if status == DUPLICATE:
-                    self.refused.add(Position(topic, q, record.offset))
-                elif status == APPLIED and place in self.rows:
-                    self.applied[place] = batch.ids[0]
-                    self.rows[place][columns] = features
+                read = reader.read([record]).read
+                for i in range(len(read)):
+                    batch = read.take(np.array([i]))
+                    self._second(entity, columns, Position(topic, q, record.offset), batch, last)
+
+    def _second(
+        self, entity: str, columns: Any, at: Position, batch: Batch, last: dict[int, int]
+    ) -> None:
+        place = (int(batch.partitions[0]), int(batch.offsets[0]))
+        if place in self.hops:
+            return
+        self.hops[place] = batch.ids[0]
+        if place[1] < last.get(place[0], -1):
+            self.bad.append(f"order: hop {place} overtaken")
+        last[place[0]] = place[1]
+        features, status = self._fold(
+            entity, at.partition, batch.keys[1], batch, batch.keys[0], place[0]
+        )
+        if status == DUPLICATE:
+            self.refused.add(at)
+        elif status == APPLIED and place in self.rows:
+            self.applied[place] = batch.ids[0]
+            self.rows[place][columns] = features
 
     def _fold(
         self,
@@ -246,8 +255,9 @@ class Judge:
     def _is_refused_hop(self, at: Position) -> bool:
         """Whether a hop repeats one that was refused where it first stood."""
         record = self.world.logs[Partition(at.topic, at.partition)].records[at.offset]
-        batch = codec.read_hops([record], len(self.world.plan.names)).read
-        return (int(batch.partitions[0]), int(batch.offsets[0])) not in self.reference.applied
+        batch = codec.HopCodec(self.world.plan, 1).read([record]).read
+        places = zip(batch.partitions.tolist(), batch.offsets.tolist(), strict=True)
+        return any(place not in self.reference.applied for place in places)
 
     def state_is_applied_once(self) -> Iterator[str]:
         """Laws 4 and 5: what is restored is what is held, and is each record once."""
