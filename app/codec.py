@@ -72,16 +72,15 @@ class ValueReader:
         self.names = tuple(fields)
         self.limit = limit
         absent = set(optional)
-        self._attributes = tuple(f"f{i}" for i in range(len(self.names)))
         declared = [
             (
-                attribute,
+                f"f{i}",
                 kind | None if name in absent else kind,
                 msgspec.field(name=name, default=None)
                 if name in absent
                 else msgspec.field(name=name),
             )
-            for attribute, (name, kind) in zip(self._attributes, fields.items(), strict=True)
+            for i, (name, kind) in enumerate(fields.items())
         ]
         shape = msgspec.defstruct(
             "Value",
@@ -92,8 +91,8 @@ class ValueReader:
         )
         self._decode = msgspec.json.Decoder(shape).decode
 
-    def read(self, value: bytes | None) -> Any:
-        """Return an object whose attributes f0, f1... are the declared fields, in their order."""
+    def read(self, value: bytes | None) -> tuple[Any, ...]:
+        """Return the values of the declared fields, in their order."""
         if value is None:
             raise Malformed("value", None, "a JSON object")
         if len(value) > self.limit:
@@ -109,11 +108,14 @@ class ValueReader:
             raise Malformed("value", _beginning(value), "a flat JSON object") from None
         # Each key and each string brings two quotation marks; any more are escapes or a key
         # that stands twice, and only then is a closer look worth its time.
-        values = [getattr(decoded, attribute) for attribute in self._attributes]
-        marks = 2 * sum((v is not None) + isinstance(v, str | datetime) for v in values)
+        values = msgspec.structs.astuple(decoded)
+        marks = 0
+        for one in values:
+            if one is not None:
+                marks += 4 if isinstance(one, str | datetime) else 2
         if value.count(b'"') != marks:
             self._look_closer(value)
-        return decoded
+        return values
 
     @staticmethod
     def _look_closer(value: bytes) -> None:
@@ -202,6 +204,8 @@ def time_ms_of(value: datetime | float, unit: str) -> int:
 
 
 def _id(field: str, value: str | int) -> str:
+    if type(value) is str and 0 < len(value) <= ID_MAX and "\0" not in value:
+        return value  # nearly always; the rest is for the rest
     text = value if isinstance(value, str) else str(value)
     if not 0 < len(text) <= ID_MAX or "\0" in text:
         raise Malformed(field, value, f"1 to {ID_MAX} characters, none of them NUL")
@@ -234,7 +238,7 @@ class TransactionReader:
 
     def read_many(self, partition: int, records: Sequence[Record]) -> Decoded[Batch]:
         """Decode the records of one partition; what is refused has no place in the columns."""
-        good: list[tuple[Record, str, int, list[str], list[float], list[Any]]] = []
+        good: list[tuple[Record, str, int, list[str], list[float], tuple[Any, ...]]] = []
         refused: list[_Refusal] = []
         for record in records:
             try:
@@ -264,18 +268,18 @@ class TransactionReader:
         )
         return Decoded(batch, [row[0] for row in good], refused)
 
-    def _read(self, record: Record) -> tuple[str, int, list[str], list[float], list[Any]]:
+    def _read(self, record: Record) -> tuple[str, int, list[str], list[float], tuple[Any, ...]]:
         of = self._of
-        decoded = self._reader.read(record.value)
-        values = iter([getattr(decoded, f"f{i}") for i in range(len(self._reader.names))])
-        transaction_id = _id(of.id, next(values))
-        time = self._time(next(values), record)
-        keys = [_id(name, next(values)) for name in of.entities]
-        numbers = [self._number(name, next(values)) for name in self._numbers]
+        values = self._reader.read(record.value)
+        n_keys = 2 + self._n_entities
+        n_numbers = n_keys + len(self._numbers)
+        transaction_id, time = _id(of.id, values[0]), self._time(values[1], record)
+        keys = list(map(_id, of.entities, values[2:n_keys]))
+        numbers = list(map(self._number, self._numbers, values[n_keys:n_numbers]))
         if keys and record.key != keys[0].encode():
             key = None if record.key is None else record.key.decode("utf-8", "replace")
             raise Malformed("key", key, f"the value of {of.entities[0]}, {keys[0]!r}")
-        return transaction_id, time, keys, numbers, list(values)
+        return transaction_id, time, keys, numbers, values[n_numbers:]
 
     def _time(self, value: datetime | float, record: Record) -> int:
         of = self._of
@@ -324,22 +328,22 @@ class LabelReader:
     def read(self, record: Record) -> Label:
         """One label. Raises Malformed."""
         of = self._of
-        decoded = self._reader.read(record.value)
-        transaction_id = _id(of.transaction_id, decoded.f0)
-        if decoded.f1 not in (0, 1):
-            raise Malformed(of.value, decoded.f1, "true, false, 1 or 0")
+        told, value, at, *source = self._reader.read(record.value)
+        transaction_id = _id(of.transaction_id, told)
+        if value not in (0, 1):
+            raise Malformed(of.value, value, "true, false, 1 or 0")
         if record.key != transaction_id.encode():
             key = None if record.key is None else record.key.decode("utf-8", "replace")
             raise Malformed("key", key, f"the transaction id, {transaction_id!r}")
-        source = getattr(decoded, "f3", None) or "unknown"
+        named = next(filter(None, source), "unknown")
         try:
-            time = time_ms_of(decoded.f2, "auto")
+            time = time_ms_of(at, "auto")
         except OverflowError:
             time = -1
         if not 0 <= time <= _LABEL_TIME_MAX_MS:
-            shown = decoded.f2.isoformat() if isinstance(decoded.f2, datetime) else decoded.f2
+            shown = at.isoformat() if isinstance(at, datetime) else at
             raise Malformed(of.time, shown, "a time from 1970 to 9999")
-        return Label(transaction_id, bool(decoded.f1), time, source, record)
+        return Label(transaction_id, bool(value), time, named, record)
 
 
 _hops = msgspec.msgpack.Decoder(Hops).decode
@@ -433,6 +437,30 @@ class HopCodec:
 def read_score(record: Record) -> Score:
     """A score that a worker published. Raises Malformed if it is none."""
     return _own(_score, record)
+
+
+class HeldScore(msgspec.Struct, gc=False):
+    """A score as the join keeps it: what it decides by, and the bytes of all."""
+
+    transaction_id: str
+    time_ms: int
+    score: float
+    is_alert: bool
+    value: bytes = b""
+
+    def whole(self) -> Score:
+        """Everything that was used to decide. Raises Malformed if it is not a score."""
+        return read_score(Record(-1, None, self.value, -1))
+
+
+_held = msgspec.json.Decoder(HeldScore).decode
+
+
+def hold_score(record: Record) -> HeldScore:
+    """A score that a worker published, most of it unread. Raises Malformed if it is none."""
+    held = _own(_held, record)
+    held.value = record.value or b""
+    return held
 
 
 def read_example(record: Record) -> Example | Summary | Verdict:

@@ -118,7 +118,7 @@ class JoinTask:
         self._next[partition] = record.offset + 1
         at = Position(*partition, record.offset)
         if partition == self.scores:
-            self.join.on_score(codec.read_score(record), at, effects)
+            self.join.on_score(codec.hold_score(record), at, effects)
         else:
             self.join.on_label(self.stage.reader.read(record), at, effects)
 

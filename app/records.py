@@ -153,6 +153,10 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     segments: dict[str, str] = {}  # values of the declared segments; "": missing
     schema_version: int = SCHEMA_VERSION
 
+    def whole(self) -> Score:
+        """Itself; what is kept of a score until a label asks for it is less."""
+        return self
+
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """A score that the policy brings to a person."""
@@ -204,6 +208,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     n_alerts: int
     mean_score: float
     bins: list[int] = []  # of the log-odds of each score (``core.scoremap``)
+    n_looked: int = 0  # of them the features were looked at
     feature_means: list[float | None] = []  # in schema order; null: never there
     feature_squares: list[float] = []  # sums of squared deviations from those means
     first_time_ms: int

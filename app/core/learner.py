@@ -226,7 +226,7 @@ class Learner:
         self.scores.update(np.array(summary.bins, np.int64), summary.last_time_ms)
         if len(summary.feature_means) == len(self.novelty.means):
             means = np.array(summary.feature_means, np.float64)
-            self.novelty.merge(summary.n, means, np.array(summary.feature_squares))
+            self.novelty.merge(summary.n_looked, means, np.array(summary.feature_squares))
         effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
 
     def _learn(self, lessons: Lessons) -> None:

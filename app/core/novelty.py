@@ -44,6 +44,8 @@ class Novelty:
 
         Chan, Golub and LeVeque (1979). A feature that was never there is NaN, and left out.
         """
+        if not n:
+            return
         there = ~np.isnan(means)
         both = self.n + n
         apart = np.where(there, means - self.means, 0.0)

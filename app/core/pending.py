@@ -24,7 +24,7 @@ import heapq
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -34,13 +34,18 @@ from app.core.scoremap import bins_of
 from app.records import Example, LabelOutcome, Position, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from app.records import Outcome, Record, Score
 
 #: 256 scores: a mean whose noise is a sixteenth of one score's, and a line in the log that
 #: costs a two-hundredth of theirs.
 SUMMARY_SCORES = 256
+
+#: One in 8: their means are those of millions, and to read the features costs as much as the rest.
+LOOKED_AT = 8
 
 MATURITY = "maturity"
 
@@ -72,33 +77,45 @@ class Confirmed(NamedTuple):
     is_fraud: bool
 
 
-@dataclass(slots=True)
-class Waiting:
-    """A scored transaction and what is known of it.
+class Scored(Protocol):
+    """A score, of which the join knows little until a label asks for all of it."""
 
-    Its features are kept packed: 8 bytes each instead of 32, and there are many that wait.
-    """
+    @property
+    def transaction_id(self) -> str:
+        """Whose score it is."""
 
-    kept: Score
-    features: bytes
-    at: Position
+    @property
+    def time_ms(self) -> int:
+        """Event time of the transaction."""
+
+    @property
+    def score(self) -> float:
+        """In [0, 1]."""
+
+    @property
+    def is_alert(self) -> bool:
+        """Whether the policy brings it to a person."""
+
+    def whole(self) -> Score:
+        """Everything that was used to decide."""
+
+
+class Waiting(msgspec.Struct, gc=False):
+    """A scored transaction and what is known of it."""
+
+    kept: Any  # Scored
+    offset: int  # of the score
     due_ms: int  # when it matures; once matured, when it may be forgotten
     is_fraud: bool | None = None
     is_matured: bool = False
     until_ms: int = -1  # its labels could be taken for early ones until then
     has_label: bool = False  # one of its labels stands in the list that ``low`` looks at
 
-    @classmethod
-    def of(cls, score: Score, at: Position, due_ms: int) -> Waiting:
-        """A transaction that was scored just now."""
-        packed = np.array(score.features, np.float64).tobytes()
-        return cls(msgspec.structs.replace(score, features=[]), packed, at, due_ms)
-
     @property
     def score(self) -> Score:
-        """The score as it came; what is missing of it is NaN."""
-        features = np.frombuffer(self.features, np.float64).tolist()
-        return msgspec.structs.replace(self.kept, features=features)
+        """The score as it came."""
+        whole: Score = self.kept.whole()
+        return whole
 
 
 class Waited(NamedTuple):
@@ -173,7 +190,7 @@ class Join:
         self._early_due: list[tuple[int, str]] = []
         #: (label offset, transaction): the first label of each, and those that wait
         self._labelled: deque[tuple[int, str]] = deque()
-        self._run: list[Score] = []  # scores since the last summary
+        self._run: list[Scored] = []  # scores since the last summary
         self._run_first = -1
 
     def __len__(self) -> int:
@@ -188,7 +205,7 @@ class Join:
     def low(self, scores_next: int, labels_next: int) -> tuple[int, int]:
         """Offsets in scores and labels from which this state can be read again."""
         first = next(iter(self._known.values()), None)
-        scores_low = first.at.offset if first else scores_next
+        scores_low = first.offset if first else scores_next
         if self._run:
             scores_low = min(scores_low, self._run_first)
         while self._labelled and not self._matters(*self._labelled[0]):
@@ -209,7 +226,7 @@ class Join:
         while len(self._known) > self.pending_max:
             self._known.popitem(last=False)
 
-    def on_score(self, score: Score, at: Position, effects: JoinEffects) -> None:
+    def on_score(self, score: Scored, at: Position, effects: JoinEffects) -> None:
         """Keep a scored transaction until its label or its maturity."""
         self._summarise(score, at, effects)
         self._advance(score.time_ms, effects)
@@ -218,12 +235,12 @@ class Join:
         if not self.is_restoring:
             self._mature(at, effects)
 
-    def _keep(self, score: Score, at: Position, effects: JoinEffects) -> None:
+    def _keep(self, score: Scored, at: Position, effects: JoinEffects) -> None:
         if len(self._known) >= self.pending_max and not self.is_restoring:
             self._known.popitem(last=False)
             self.n_overflowed += 1
         due = score.time_ms + self.maturity_ms
-        waiting = self._known[score.transaction_id] = Waiting.of(score, at, due)
+        waiting = self._known[score.transaction_id] = Waiting(score, at.offset, due)
         heapq.heappush(self._due, (due, score.transaction_id))
         self._due = _pruned(self._due, len(self._known), self._is_due)
         for waited in self._early.pop(score.transaction_id, ()):
@@ -235,7 +252,7 @@ class Join:
         """Let a label meet its transaction, or wait for it."""
         waiting = self._known.get(label.transaction_id)
         if self.is_restoring and self.waited is not None:
-            came_later = waiting is not None and waiting.at.offset >= self.waited.scores_next
+            came_later = waiting is not None and waiting.offset >= self.waited.scores_next
             has_waited = self.waited.has(at, waiting)
             if not has_waited and (waiting is None or came_later):
                 return  # it was decided, before its transaction came or after that was forgotten
@@ -254,10 +271,11 @@ class Join:
             outcome: Outcome = "expired" if waiting.is_matured else "duplicate"
             effects.outcomes.append(outcome_of(label, at, outcome))
             return
+        score = waiting.score
         waiting.is_fraud = label.is_fraud
         effects.examples.append(
             example_of(
-                waiting.score,
+                score,
                 is_fraud=label.is_fraud,
                 time_ms=label.time_ms,
                 source=label.source,
@@ -265,7 +283,7 @@ class Join:
             )
         )
         if label.is_fraud or known is True:
-            effects.confirmed.append(Confirmed(waiting.score, label.is_fraud))
+            effects.confirmed.append(Confirmed(score, label.is_fraud))
 
     def _wait_early(self, label: Label, at: Position, effects: JoinEffects) -> None:
         unknown = Unknown(label, at)
@@ -342,14 +360,15 @@ class Join:
             )
         )
 
-    def _summarise(self, score: Score, at: Position, effects: JoinEffects) -> None:
+    def _summarise(self, score: Scored, at: Position, effects: JoinEffects) -> None:
         if not self._run:
             self._run_first = at.offset
         self._run.append(score)
         if at.offset % SUMMARY_SCORES != SUMMARY_SCORES - 1 and len(self._run) < SUMMARY_SCORES:
             return
         run, self._run = self._run, []
-        means, squares = moments(run)
+        looked = [scored.whole().features for scored in run[::LOOKED_AT]]
+        means, squares = moments(np.array(looked, np.float64))
         effects.examples.append(
             Summary(
                 partition=at.partition,
@@ -358,6 +377,7 @@ class Join:
                 n=len(run),
                 n_alerts=sum(s.is_alert for s in run),
                 mean_score=sum(s.score for s in run) / len(run),
+                n_looked=len(looked),
                 feature_means=means,
                 feature_squares=squares,
                 bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
@@ -390,9 +410,8 @@ def _pruned(
     return sorted({one for one in heap if is_alive(*one)})  # a sorted list is a heap
 
 
-def moments(run: Sequence[Score]) -> tuple[list[float | None], list[float]]:
-    """Mean of each feature over a run of scores, and the sum of squared deviations from it."""
-    rows = np.array([score.features for score in run], np.float64)
+def moments(rows: NDArray[np.float64]) -> tuple[list[float | None], list[float]]:
+    """Mean of each feature over rows, shape (n, d), and the sum of squared deviations from it."""
     there = ~np.isnan(rows)
     n = there.sum(axis=0)
     means = np.where(there, rows, 0.0).sum(axis=0) / np.maximum(n, 1)

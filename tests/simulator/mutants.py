@@ -15,7 +15,7 @@ from app.alerting import AlertTask
 from app.core import learner as learners
 from app.core.entity import EntityStore
 from app.core.learner import Learner
-from app.core.pending import Join, Waited, Waiting
+from app.core.pending import Join, Waited
 from app.core.repeats import Repeats
 from app.flow import Flow, Lease
 from app.join import JoinTask
@@ -233,8 +233,7 @@ def newest_score_counts() -> AbstractContextManager[Any]:
 
     def mutated(real: Any, join: Join, score: Any, at: Any, effects: Any) -> None:
         if (waiting := join._known.get(score.transaction_id)) is not None:
-            newest = Waiting.of(score, at, waiting.due_ms)
-            waiting.kept, waiting.features = newest.kept, newest.features
+            waiting.kept = score
         real(join, score, at, effects)
 
     return _around(Join, "on_score", mutated)
