@@ -341,6 +341,18 @@ class LearnerSettings(Table):
     drift_delta: float = Field(default=0.002, gt=0.0, lt=1.0)  # River's default for ADWIN
 
 
+class EvaluationSettings(Table):
+    """What the figures of quality are about; see ``core.evaluation.Terms``."""
+
+    top_k: int = Field(default=100, ge=1, le=10_000)  # cards a day: card precision
+    budget: int | None = Field(default=None, ge=1, le=10_000)  # default: policy.alerts_per_day
+    days_max: int = Field(default=64, ge=1, le=1_024)  # figures by day; more if maturity asks it
+    compromised: SomeTime = 7 * 86_400_000  # so long a card with a known fraud is left out
+    values_max: int = Field(default=64, ge=1, le=1_024)  # of a segment; the rest is "(other)"
+    cards_max: int = Field(default=4_096, ge=16, le=1_048_576)  # cards with frauds
+    sources: frozenset[str] = frozenset({"analyst"})  # of labels of what the policy showed
+
+
 class WorkerSettings(Table):
     """The worker process."""
 
@@ -373,6 +385,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     join: JoinSettings = JoinSettings()
     learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     worker: WorkerSettings = WorkerSettings()
 
     @property

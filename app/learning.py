@@ -12,8 +12,10 @@ from mode import Service
 
 from app import codec
 from app.core.encoding import Encoding
+from app.core.evaluation import Evaluation, Terms
 from app.core.investigators import Investigators
 from app.core.learner import Learner
+from app.core.measures.rows import DAY_MS
 from app.core.models import make_model
 from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 CHAMPION = "champion"
+
+#: As [evaluation] has it: a policy that alerts of more is held against its highest 10,000.
+BUDGET_MAX = 10_000
 
 
 def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
@@ -66,6 +71,25 @@ def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
         calibrates=told.calibrate,
         encoding=Encoding(*plan.encoded, prior=told.target_prior),
         investigators=investigators if waits.sources else None,
+        evaluation=Evaluation(terms_of(settings)),
+    )
+
+
+def terms_of(settings: Settings) -> Terms:
+    """What the learner's figures of quality are about."""
+    told, policy = settings.evaluation, settings.policy
+    return Terms(
+        top_k=told.top_k,
+        budget=told.budget or max(1, min(round(policy.alerts_per_day), BUDGET_MAX)),
+        days_max=told.days_max,
+        maturity_ms=settings.join.maturity,
+        compromised_days=max(1, round(told.compromised / DAY_MS)),
+        values_max=told.values_max,
+        cards_max=told.cards_max,
+        review_cost=policy.review_cost,
+        recovery=policy.recovery,
+        sources=told.sources,
+        segments=settings.transaction.segments,
     )
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from app import tail
 from app.codec import read_score
-from app.core.evaluation import Evaluation
+from app.core.measures.ranking import Ranking
 from app.publish import Published
 from app.records import LabelOutcome
 
@@ -44,7 +44,7 @@ class Tally:
     n: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*tail.KINDS, "learn"), 0))
     n_spoilt: int = 0
     latencies_ms: list[int] = field(default_factory=list)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    ranking: Ranking = field(default_factory=Ranking)
     recent: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=_RECENT))
     latest: list[Text] = field(default_factory=list)
     drifts: list[Text] = field(default_factory=list)  # all: they are few
@@ -88,7 +88,7 @@ class Tally:
                 pass
 
     def _meet(self, score: float, *, is_fraud: bool) -> None:
-        self.evaluation.update(np.array([score]), np.array([is_fraud]))
+        self.ranking.update(np.array([score]), np.array([is_fraud]))
         self.recent.append((score, is_fraud))
         self.n_labelled += 1
         self.n_frauds += is_fraud
@@ -105,7 +105,7 @@ class Tally:
 
     def summary(self) -> dict[str, Any]:
         """The figures, by the names of ``--json``."""
-        recent = Evaluation()
+        recent = Ranking()
         recent.update(
             np.array([score for score, _ in self.recent]),
             np.array([is_fraud for _, is_fraud in self.recent], np.bool_),
@@ -118,7 +118,7 @@ class Tally:
             "learned": self.n["learn"],
             "drift_alerts": self.n["drift"],
             "dead_letters": self.n["dead-letters"],
-            "average_precision": _rounded(self.evaluation.average_precision),
+            "average_precision": _rounded(self.ranking.average_precision),
             "average_precision_recent": _rounded(recent.average_precision),
             "fraud_share": round(self.n_frauds / max(self.n_labelled, 1), 4),
             "latency_ms_p50": self.latency_ms(50.0),

@@ -13,7 +13,7 @@ from app.config import PROFILES, Settings, load, parse_duration
 from app.core.features import FeaturePlan
 from app.core.models import make_model
 from app.errors import Misconfigured
-from app.learning import new_learner
+from app.learning import new_learner, terms_of
 from app.topics import Topics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def told(tmp_path: Path, text: str) -> Settings:
 FEATURE = '[[features]]\nkind = "window"\nentity = "card_id"\n'
 # what the file says | words of the message
 WRONG: list[tuple[str, tuple[str, ...]]] = [
-    ("colour = 1", ("colour is 1", "not permitted", "expected one of: entity, features")),
+    ("colour = 1", ("colour is 1", "not permitted", "expected one of: entity, evaluation, fea")),
     ("[kafka]\nbootstrp = 'x'", ('kafka.bootstrp is "x"', "not permitted", "one of: bootstrap")),
     ("[kafka]\nsecurity_protocol = 'TLS'", ('kafka.security_protocol is "TLS"', "'SASL_SSL'")),
     ("[kafka]\nsession_timeout = '30'", ('kafka.session_timeout is "30"', "a duration such as")),
@@ -234,6 +234,23 @@ def test_overrides_win_and_are_checked():
     assert 1 == load(topics={"partitions": 1}).topics.partitions
     with pytest.raises(Misconfigured):
         load(topics={"partitions": 0})
+
+
+def test_figures_are_about_what_the_settings_say():
+    """A budget is the policy's unless it is told; a bounded one; days stay until they mature."""
+    terms = terms_of(load())
+    assert (100, 100, 64) == (terms.top_k, terms.budget, terms.days_kept)
+    terms = terms_of(
+        load(
+            policy={"alerts_per_day": 0.2, "review_cost": 3.0},
+            evaluation={"top_k": 7, "compromised": "36h"},
+            join={"maturity": "90d"},
+        )
+    )
+    assert (7, 1, 92, 3.0) == (terms.top_k, terms.budget, terms.days_kept, terms.review_cost)
+    assert 2 == terms.compromised_days
+    assert 10_000 == terms_of(load(policy={"alerts_per_day": 1e9})).budget
+    assert 5 == terms_of(load(evaluation={"budget": 5})).budget
 
 
 def test_settings_do_not_change():

@@ -10,7 +10,9 @@ from prometheus_client import Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
 
-from app.metrics import BatchHistogram, Metrics
+from app.core.evaluation import Evaluation, mean_of
+from app.metrics import BatchHistogram, Metrics, Quality
+from tests.core.examined import TERMS, evaluated, stream
 
 BOUNDS = (0.1, 0.5, 1.0)
 
@@ -82,7 +84,7 @@ def test_label_sets_are_closed(metrics):
     }
     allowed = {
         "stage", "topic", "partition", "outcome", "kind", "le", "version", "reason", "role",
-        "quantile",
+        "quantile", "segment", "value",
     }  # fmt: skip
     assert labels <= allowed
 
@@ -100,6 +102,29 @@ def test_figures_arrive_where_they_belong(metrics):
     assert 17 == read("weir_consumer_lag_records", {"topic": "transactions", "partition": "3"})
     assert 1.0 == read("weir_commit_timestamp_seconds")
     assert 2_048 == read("weir_snapshot_bytes")
+
+
+def test_quality_is_told_as_far_as_it_is_known(metrics):
+    """No sample where there is no figure; then those of the evaluation, by segment, too."""
+    read = metrics.registry.get_sample_value
+    assert read("weir_average_precision") is None
+    metrics.quality.evaluation = Evaluation(TERMS)
+    assert read("weir_average_precision") is None
+    assert 0.0 == read("weir_days_mature")
+    metrics.quality.evaluation = evaluation = evaluated(stream(1))
+    assert 0.0 == read("weir_days_mature"), "what was reckoned just now stands for a while"
+    metrics.quality = Quality(fresh_s=0.0)
+    metrics.quality.evaluation = evaluation
+    metrics.registry = CollectorRegistry()
+    metrics.registry.register(metrics.quality)
+    read = metrics.registry.get_sample_value
+    assert evaluation.average_precision == read("weir_average_precision")
+    assert evaluation.mature.decisions.recall == read("weir_alert_recall")
+    assert evaluation.seen.shown.recall().value == read("weir_alert_recall_estimate")
+    assert mean_of(evaluation.by_day(), "card_precision") == read("weir_card_precision")
+    for group in evaluation.by_segment()["channel"]:
+        labels = {"segment": "channel", "value": group.name}
+        assert group.decisions.alert_rate == read("weir_segment_alert_ratio", labels)
 
 
 def test_two_processes_in_one_do_not_meet():

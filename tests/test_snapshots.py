@@ -21,6 +21,7 @@ from app.errors import Refused
 from app.learning import new_learner, newest, open_snapshot
 from app.records import Record
 from app.snapshots import pack, seal, unseal
+from tests.core.examined import evaluated, plain, stream
 
 KEY = b"a key of this installation"
 STREAM = load(profile="stream")
@@ -85,6 +86,12 @@ def test_every_model_opens_and_goes_on_identically(name, params):
     for one in (model, copy):
         one.learn_many(rows[200:], is_fraud[200:])
     assert model.score_many(rows).tobytes() == copy.score_many(rows).tobytes()
+
+
+def test_evaluation_opens_as_it_was_sealed():
+    """Its parts are all of those classes that a snapshot may hold."""
+    evaluation = evaluated(stream(1, 300))
+    assert plain(evaluation) == plain(unseal(seal(evaluation, KEY), [KEY]))
 
 
 def test_torn_snapshot_is_refused_wherever_it_was_cut():

@@ -18,7 +18,7 @@ import numpy as np
 from app.core.calibration import Calibration
 from app.core.encoding import Encoding
 from app.core.entity import hash_id
-from app.core.evaluation import Evaluation
+from app.core.evaluation import Evaluation, Told, was_fraud
 from app.core.investigators import Lesson
 from app.core.mixture import Mixture
 from app.core.monitor import Monitor
@@ -53,6 +53,7 @@ class Lessons(NamedTuple):
     """What a batch teaches."""
 
     judged: list[Example]  # whose scores can be held against their labels now
+    counted: list[Told]  # the same and corrections, which move what was counted before
     taught: list[tuple[Model, Lesson]]  # in the order in which they are learnt, and by whom
 
 
@@ -74,6 +75,7 @@ class Learner:
     calibrates: bool = False
     encoding: Encoding = field(default_factory=Encoding)
     investigators: Investigators | None = None
+    evaluation: Evaluation = field(default_factory=Evaluation)
     position: int = -1
     n_learned: int = 0
     n_frauds: int = 0
@@ -82,12 +84,11 @@ class Learner:
 
     def __post_init__(self) -> None:
         """Start with nothing learnt."""
-        #: transaction -> the label it was learnt with, oldest first
-        self.learnt: OrderedDict[int, bool] = OrderedDict()
+        #: transaction -> how it was counted (``Evaluation.code``), oldest first
+        self.learnt: OrderedDict[int, int] = OrderedDict()
         #: positions of the labels lately decided, oldest first
         self.decided: OrderedDict[tuple[str, int, int], None] = OrderedDict()
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
-        self.evaluation = Evaluation()
         self.calibration = Calibration()
         self.scores = ScoreMap()
         self.novelty = Novelty.of(len(self.model.features))
@@ -122,7 +123,7 @@ class Learner:
 
     def apply(self, records: Sequence[tuple[int, Example | Summary | Verdict]]) -> LearnerEffects:
         """Learn from (offset, record) in the order of the log."""
-        effects, lessons = LearnerEffects(), Lessons([], [])
+        effects, lessons = LearnerEffects(), Lessons([], [], [])
         for offset, record in records:
             if offset <= self.position:
                 continue
@@ -140,9 +141,12 @@ class Learner:
 
     def _meet(self, example: Example, lessons: Lessons, effects: LearnerEffects) -> None:
         """Decide what becomes of an example, and who learns it when."""
+        before = self.learnt.get(hash_id(example.transaction_id))
         outcome = self._assess(example, effects)
         if outcome is None or outcome == "rejected":
             return
+        if outcome != "duplicate":
+            lessons.counted.append((example, before))
         is_news = outcome == "learn" or (outcome == "corrected" and self.corrections == "relearn")
         if is_news:
             self._account(example, effects)
@@ -173,13 +177,13 @@ class Learner:
         before = self.learnt.get(key)
         if before is not None and example.label_source == MATURITY:
             return None  # delivered again, or overtaken by a label
-        self._remember(key, example)
+        is_again = before is not None and was_fraud(before) == example.is_fraud
+        code = before if before is not None and is_again else self.evaluation.code(example, before)
+        self._remember(key, code)
         if before is None:
             return self._tell(example, "learn", effects)
         # Far apart, only the join can know that a label corrects; it says so by sending it.
-        return self._tell(
-            example, "duplicate" if before == example.is_fraud else "corrected", effects
-        )
+        return self._tell(example, "duplicate" if is_again else "corrected", effects)
 
     def _decide(self, outcome: LabelOutcome, effects: LearnerEffects) -> None:
         """Give a label its one outcome: what comes for it again changes nothing."""
@@ -204,8 +208,8 @@ class Learner:
         self._decide(told, effects)
         return outcome
 
-    def _remember(self, key: int, example: Example) -> None:
-        self.learnt[key] = example.is_fraud
+    def _remember(self, key: int, code: int) -> None:
+        self.learnt[key] = code
         self.learnt.move_to_end(key)
         if len(self.learnt) > self.learnt_max:
             self.learnt.popitem(last=False)
@@ -230,10 +234,7 @@ class Learner:
         effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
 
     def _learn(self, lessons: Lessons) -> None:
-        judged = lessons.judged
-        if judged:
-            is_fraud = np.array([example.is_fraud for example in judged], np.bool_)
-            self.evaluation.update(np.array([example.score for example in judged]), is_fraud)
+        self.evaluation.update(lessons.counted)
         part: list[tuple[Model, Lesson]] = []
         for model, lesson in lessons.taught:
             part.append((model, lesson))

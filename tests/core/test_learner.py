@@ -14,6 +14,7 @@ from app.core.learner import Learner, LearnerEffects
 from app.core.models import make_model
 from app.core.pending import MATURITY
 from app.records import Example, Summary
+from tests.core.examined import plain
 
 NAMES = ("a", "b", "c")
 SCHEMA = "s1"
@@ -88,8 +89,7 @@ def log_of(seed: int, n: int) -> Log:
 def state_of(learner: Learner) -> bytes:
     """Everything a learner knows, as bytes that depend on nothing else."""
     state = {**learner.__getstate__(), "model": learner.model.state_digest()}
-    counts = state["evaluation"].counts
-    state["evaluation"] = (counts.tobytes(), state["evaluation"].brier_sum)
+    state["evaluation"] = plain(state["evaluation"])
     watches = vars(state["monitor"])
     state["monitor"] = [
         (name, w.detector.width, w.detector.estimation, list(w.times_ms))
@@ -257,6 +257,16 @@ def test_scores_are_judged_before_they_are_learnt_from():
     )
     assert 0.25 == learner.evaluation.brier
     assert 0.5 == learner.evaluation.roc_auc
+
+
+@pytest.mark.parametrize("corrections", ["ignore", "relearn"])
+def test_corrected_label_is_counted_once(corrections):
+    """Whether the model learns it or not: figures of quality go by the last word."""
+    learner = learner_of(corrections=corrections)
+    log = [(0, example("t1", offset=0)), (1, example("t1", offset=1, is_fraud=True))]
+    learner.apply([*log, (2, example("t1", offset=2, is_fraud=True))])
+    told = learner.evaluation.seen.decisions
+    assert (1.0, 1.0) == (told.n, told.frauds)
 
 
 def test_version_is_position_and_digest():
