@@ -9,14 +9,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from app import __version__, schemas
-from app.commands import ConfigOption, JsonOption, ProfileOption, commands, delay_of, err
+from app.commands import (
+    ConfigOption,
+    JsonOption,
+    ProfileOption,
+    commands,
+    delay_of,
+    err,
+    print_json,
+)
 from app.config import Settings, load
 from app.errors import WeirError
+from app.offline import offline
 
 cli = typer.Typer(
     name="weir",
@@ -26,11 +36,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli.add_typer(commands)
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON object on a line of its own."""
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+cli.add_typer(offline)
 
 
 @cli.command()
@@ -135,41 +141,79 @@ def backtest(
     ] = 512,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Instead of the configured model; several are compared, one pass each."),
+        typer.Option(help="Instead of the configured model; several are compared, in one pass."),
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="Write transaction_id and score to this Parquet file.")
+        Path | None,
+        typer.Option(help="Write transaction_id and score to this file, a column a model."),
+    ] = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(help="Write the model at the end to this file, signed: for `weir score`."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report to this file: .html or .md.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score and learn from a file: the same core as the worker, with no broker."""
-    from app.backtest import Backtest, due_after, report
-    from app.files import read_columns, write_rows
+    """Score and learn from a file: the same core as the worker, with no broker.
 
+    Several models see the same stream in one pass, each as if it were alone:
+
+        weir backtest payments.parquet --model forest --model logistic --report compared.html
+    """
+    from app.backtest import Backtest, due_after
+    from app.backtest import report as figures
+    from app.files import read_columns, write_rows
+    from app.report import Run, refuse_unwritable, rows, write_report
+
+    if report:
+        refuse_unwritable(report)
     settings, delay_ms = load(config, profile), delay_of(delay)
-    chosen = model or [settings.model.name]
-    if scores and len(chosen) > 1:
-        raise typer.BadParameter(
-            "expected one model where scores are written", param_hint="--model"
-        )
+    chosen = list(dict.fromkeys(model or [settings.model.name]))
+    if snapshot and len(chosen) > 1:
+        expected = "expected one model where its snapshot is written"
+        raise typer.BadParameter(expected, param_hint="--model")
+    lanes = {name: load(config, profile, model=_model(name, settings)) for name in chosen}
     columns = read_columns(file, settings)
     due_ms = due_after(columns.times_ms, delay_ms)
-    told: dict[str, dict[str, Any]] = {}
-    for name in chosen:
-        # The configured parameters are those of the configured model.
-        params = settings.model.params if name == settings.model.name else {}
-        its = load(config, profile, model={"name": name, "params": params})
-        with progress(name, len(columns)) as advance:
-            result = Backtest(its, batch_max=batch).run(columns, due_ms, advance)
-        told[name] = report(result)
-        if scores:
-            write_rows(scores, {"transaction_id": columns.ids, "score": result.scores})
+    with progress(", ".join(chosen), len(columns)) as advance:
+        results = Backtest(settings, batch_max=batch, lanes=lanes).compare(columns, due_ms, advance)
+    told = {name: figures(result) for name, result in results.items()}
+    if scores:
+        only = len(chosen) == 1
+        said = {"score" if only else name: result.scores for name, result in results.items()}
+        write_rows(scores, {"transaction_id": columns.ids, **said})
+    if snapshot:
+        from app import snapshots
+
+        key = settings.learner.key.get_secret_value().encode()
+        snapshots.write(snapshot, snapshots.seal(results[chosen[0]].learner, key))
+    runs = [
+        Run(name, result.learner.evaluation, result.drifts, _facts(told[name]))
+        for name, result in results.items()
+    ]
+    if report:
+        write_report(report, runs)
     if as_json:
         print_json(told if len(chosen) > 1 else told[chosen[0]])
         return
-    for row in ["", *told[chosen[0]]]:
-        cells = [str(told[name].get(row, name)) for name in chosen]
-        sys.stdout.write(f"{row:20} " + " ".join(f"{cell:>20}" for cell in cells) + "\n")
+    table = Table("", *chosen, box=None)
+    for measure, values in rows(runs):
+        table.add_row(measure, *map(escape, values))
+    Console(soft_wrap=True).print(table)
+
+
+def _facts(told: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a backtest beside its quality."""
+    names = ("transactions", "alerts", "labels", "learned", "model", "model_digest")
+    return {name: told[name] for name in names}
+
+
+def _model(name: str, settings: Settings) -> dict[str, Any]:
+    """The table ``[model]`` of a lane: the configured parameters are the configured model's."""
+    params = settings.model.params if name == settings.model.name else {}
+    return {"name": name, "params": params}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from app.config import load, parse_duration
 from app.errors import Misconfigured, Refused, shown
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from app.config import Settings
     from app.publish import Pace
+    from app.records import Position, Record
     from app.synth import Item, Scenario
 
 commands = typer.Typer()
@@ -51,6 +54,11 @@ def delay_of(told: str) -> int:
         return parse_duration(told)
     except ValueError as error:
         raise Misconfigured(f"--delay is {shown(told)}; {error}") from None
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on a line of its own."""
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
 
 
 def _line(value: bytes) -> None:
@@ -363,6 +371,81 @@ async def _show(settings: Settings, offset: int, *, as_json: bool) -> None:
         out.print(f"key: {told['key']}", f"value: {told['value']}", sep="\n")
         return
     raise Refused(f"{spec.name} holds no offset {offset}; expected one that the list shows")
+
+
+models = typer.Typer(help="Look at the snapshots of the model, and keep one.", no_args_is_help=True)
+commands.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(
+    config: ConfigOption = None, profile: ProfileOption = None, *, as_json: JsonOption = False
+) -> None:
+    """List the snapshots on the models topic, oldest first, and which of them verify."""
+    settings = load(config, profile)
+    found = [_kept(at, record, settings) for at, record in _snapshots(settings)]
+    if as_json:
+        print_json(found)
+        return
+    names = ("offset", "written", "bytes", "position", "digest", "learned", "verifies")
+    table = Table(*names)
+    for one in found:
+        table.add_row(*(escape(_cell(one[name])) for name in names))
+    Console(soft_wrap=True).print(table)
+
+
+@models.command("save")
+def models_save(
+    file: Annotated[Path, typer.Argument(help="Where to, for `weir score --snapshot`.")],
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Write the newest snapshot that verifies to a file, as it was signed."""
+    from app import snapshots
+
+    settings = load(config, profile)
+    held = [(record, _kept(at, record, settings)) for at, record in _snapshots(settings)]
+    fit = [(record, one) for record, one in held if one["verifies"] == "yes"]
+    if not fit:
+        why = f"; the last one: {held[-1][1]['verifies']}" if held else ""
+        raise Refused(f"{len(held)} snapshots, of which none verifies{why}")
+    record, newest = max(fit, key=lambda pair: (pair[1]["position"], pair[1]["offset"]))
+    snapshots.write(file, record.value or b"")
+    told = f"position {newest['position']:,}, digest {newest['digest']}, {newest['bytes']:,} bytes"
+    err.print(f"wrote {file}: {told}", highlight=False)
+
+
+def _snapshots(settings: Settings) -> list[tuple[Position, Record]]:
+    from app.tail import records
+    from app.topics import Topics
+
+    async def read() -> list[tuple[Position, Record]]:
+        held = records(settings, Topics.of(settings).models, from_beginning=True, to_end=True)
+        return [(at, record) async for at, record in held if record.value is not None]
+
+    return cast("list[tuple[Position, Record]]", _run(read()))
+
+
+def _kept(at: Position, record: Record, settings: Settings) -> dict[str, Any]:
+    """What a snapshot says of itself; what does not verify says nothing but why."""
+    from app.core.features import FeaturePlan
+    from app.learning import open_snapshot
+    from app.tail import told_time
+
+    plan = FeaturePlan.of(settings.features, settings.transaction.entities)
+    told = {"offset": at.offset, "written": told_time(record.timestamp_ms)}
+    told |= {"bytes": len(record.value or b"")}
+    try:
+        learner = open_snapshot(record, settings, plan)
+    except Refused as error:
+        nothing = dict.fromkeys(("position", "digest", "learned"))
+        return {**told, **nothing, "verifies": f"no: {error}"}
+    version = {"position": learner.position, "digest": learner.digest}
+    return {**told, **version, "learned": learner.n_learned, "verifies": "yes"}
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 @commands.command()

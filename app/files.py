@@ -20,7 +20,7 @@ from pyarrow import csv, json, parquet
 from app.errors import Refused, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,6 +55,24 @@ class Columns:
         """How many transactions."""
         return len(self.ids)
 
+    def part(self, at: slice) -> Columns:
+        """Some of the transactions, one after another."""
+        return Columns(
+            ids=self.ids[at],
+            times_ms=self.times_ms[at],
+            amounts=self.amounts[at],
+            keys=[column[at] for column in self.keys],
+            numbers={name: column[at] for name, column in self.numbers.items()},
+            categories={name: column[at] for name, column in self.categories.items()},
+            labels=self.labels[at],
+        )
+
+    def between(self, start_ms: int | None, stop_ms: int | None) -> Columns:
+        """The transactions of a period; its end is not included, None is no bound."""
+        start = 0 if start_ms is None else int(np.searchsorted(self.times_ms, start_ms))
+        stop = len(self) if stop_ms is None else int(np.searchsorted(self.times_ms, stop_ms))
+        return self.part(slice(start, stop))
+
 
 def due_order(times_ms: NDArray[np.int64], due_ms: NDArray[np.int64] | int) -> NDArray[np.int64]:
     """Transactions and labels as one stream, in event-time order, shape (2 n,).
@@ -85,20 +103,22 @@ def read_columns(path: Path, settings: Settings) -> Columns:
     Labels are read where the file has the declared column. Raises Refused for a file or a
     column that is not there, and for a value that cannot be read, with its row.
     """
-    of, label = settings.transaction, settings.label.value
-    numbers = [*of.numbers, *([of.amount] if of.amount else [])]
-    declared = [of.id, of.time, *of.entities, *numbers, *of.categories]
-    table = _read(path, {*declared, label}, {of.id, *of.entities, *of.categories})
-    missing = [name for name in declared if name not in table.column_names]
-    if gone := [name for name in missing if name not in of.optional]:
-        declaration = f"expected what the configuration declares: {', '.join(declared)}"
-        raise Refused(f"{path} has no column {gone[0]!r}; {declaration}")
+    of = settings.transaction
+    declared = {of.id, of.time, *of.entities, *_numbers(settings), *of.categories}
+    wanted = declared | {settings.label.value}
+    table = _read(path, wanted, {of.id, *of.entities, *of.categories})
+    _refuse_missing(path, table.column_names, settings)
     column = _Table(path, table, frozenset(of.optional))
     times = column.times(of.time, of.time_unit)
     if np.any(np.diff(times) < 0):
         order = np.argsort(times, kind="stable")
         column = _Table(path, table.take(pa.array(order)), column.optional)
         times = times[order]
+    return _columns(column, times, settings)
+
+
+def _columns(column: _Table, times: NDArray[np.int64], settings: Settings) -> Columns:
+    of, numbers = settings.transaction, _numbers(settings)
     columns = {name: column.numbers(name) for name in numbers}
     return Columns(
         ids=column.texts(of.id),
@@ -107,8 +127,186 @@ def read_columns(path: Path, settings: Settings) -> Columns:
         keys=[column.texts(name) for name in of.entities],
         numbers=columns,
         categories={name: column.categories(name) for name in of.categories},
-        labels=column.labels(label),
+        labels=column.labels(settings.label.value),
     )
+
+
+def _numbers(settings: Settings) -> list[str]:
+    of = settings.transaction
+    return [*of.numbers, *([of.amount] if of.amount else [])]
+
+
+def _refuse_missing(path: Path, held: Sequence[str], settings: Settings) -> set[str]:
+    """The columns to read; raises Refused where one is missing that must be there."""
+    of = settings.transaction
+    declared = [of.id, of.time, *of.entities, *_numbers(settings), *of.categories]
+    missing = [name for name in declared if name not in held]
+    if gone := [name for name in missing if name not in of.optional]:
+        declaration = f"expected what the configuration declares: {', '.join(declared)}"
+        raise Refused(f"{path} has no column {gone[0]!r}; {declaration}")
+    return {*declared, settings.label.value}
+
+
+def read_batches(path: Path, settings: Settings, rows_max: int = 65_536) -> Iterator[Columns]:
+    """The transactions of a file in event-time order, some at a time.
+
+    Of a file that lies in that order only these are in memory; another is read whole and sorted,
+    and so is CSV or JSON whose first megabyte does not tell the types of its columns. Raises
+    Refused as ``read_columns`` does.
+    """
+    of = settings.transaction
+    if not _ascends(path, settings, rows_max):
+        whole = read_columns(path, settings)
+        for start in range(0, len(whole), rows_max):
+            yield whole.part(slice(start, start + rows_max))
+        return
+    first = 0
+    for table in _parts(path, settings, None, rows_max):
+        column = _Table(path, table, frozenset(of.optional), first)
+        yield _columns(column, column.times(of.time, of.time_unit), settings)
+        first += len(table)
+
+
+def _ascends(path: Path, settings: Settings, rows_max: int) -> bool:
+    """Whether the rows of a file lie in the order of their time, and can be read in parts."""
+    of, last = settings.transaction, np.iinfo(np.int64).min
+    try:
+        for table in _parts(path, settings, of.time, rows_max):
+            times = _Table(path, table, frozenset()).times(of.time, of.time_unit)
+            if len(times) and (times[0] < last or np.any(np.diff(times) < 0)):
+                return False
+            last = times[-1] if len(times) else last
+    except Refused:
+        return False  # read whole it may be right; if not, what is wrong is said better there
+    return True
+
+
+def _parts(path: Path, settings: Settings, only: str | None, rows_max: int) -> Iterator[pa.Table]:
+    """A file's columns, all that are declared or one, some rows at a time."""
+    of = settings.transaction
+    _refuse_unreadable(path)
+    try:
+        if path.suffix == ".parquet":
+            with parquet.ParquetFile(path) as file:
+                held = file.schema_arrow.names
+                wanted = {only} if only else _refuse_missing(path, held, settings)
+                _refuse_missing(path, held, settings)
+                chosen = [name for name in held if name in wanted]
+                for batch in file.iter_batches(rows_max, columns=chosen):
+                    yield pa.Table.from_batches([batch])
+            return
+        if path.suffix == ".csv":
+            # Types are told, not guessed from the first rows; ids keep their leading zeros.
+            types = dict.fromkeys((of.id, *of.entities, *of.categories), pa.string())
+            types |= dict.fromkeys(_numbers(settings), pa.float64())
+            reader = csv.open_csv(path, convert_options=csv.ConvertOptions(column_types=types))
+        else:
+            reader = json.open_json(path)
+        with reader:
+            wanted = _refuse_missing(path, reader.schema.names, settings)
+            chosen = [n for n in reader.schema.names if n in ({only} if only else wanted)]
+            for batch in reader:
+                table = pa.Table.from_batches([batch]).select(chosen)
+                for start in range(0, len(table), rows_max):
+                    yield table.slice(start, rows_max)
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror or error}; expected a file to read") from None
+    except pa.ArrowException as error:
+        raise Refused(f"{path} is not what its name says: {error}") from None
+
+
+def count_rows(path: Path) -> int | None:
+    """How many transactions a file holds, where it says so: Parquet does. Raises Refused."""
+    _refuse_unreadable(path)
+    if path.suffix != ".parquet":
+        return None
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(f"{path} is not what its name says: {error}") from None
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """Labels in the order of their time: what was known of which transaction, and when."""
+
+    ids: list[str]
+    times_ms: NDArray[np.int64]
+    is_fraud: NDArray[np.bool_]
+
+
+def read_labels(path: Path, settings: Settings) -> LabelColumns:
+    """A file of labels as ``[label]`` declares them: transaction, value, time. Raises Refused."""
+    of = settings.label
+    declared = [of.transaction_id, of.value, of.time]
+    table = _read(path, set(declared), {of.transaction_id})
+    if gone := [name for name in declared if name not in table.column_names]:
+        expected = f"expected what [label] declares: {', '.join(declared)}"
+        raise Refused(f"{path} has no column {gone[0]!r}; {expected}")
+    column = _Table(path, table, frozenset())
+    times, values = column.times(of.time, "auto"), column.labels(of.value)
+    if np.any(values == UNLABELLED):
+        at = int(np.argmax(values == UNLABELLED))
+        raise Refused(f"{path}: row {at}: {of.value} is null; expected 0, 1, true or false")
+    order = np.argsort(times, kind="stable")
+    ids = column.texts(of.transaction_id)
+    return LabelColumns([ids[i] for i in order], times[order], values[order] == 1)
+
+
+class RowWriter:
+    """Writes columns to a file, some rows at a time, in the format its name ends in.
+
+    What is written stands under its name only once all of it does: ``with RowWriter(path) as
+    write: write({"id": ["a"]})``. Raises Refused where nothing can be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Say where; nothing is written yet."""
+        _refuse_suffix(path)
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._open: Any = None
+
+    def __enter__(self) -> Callable[[Mapping[str, pa.Array]], None]:
+        """Give the function that writes."""
+        return self._write
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Close the file, and give it its name if all went well."""
+        try:
+            if self._open is not None:
+                self._open.close()
+            if kind is None and self._open is not None:
+                self._partial.replace(self.path)
+        except OSError as error:
+            raise self._refused(error) from None
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _write(self, columns: Mapping[str, pa.Array]) -> None:
+        table = pa.table(dict(columns))
+        try:
+            if self._open is None:
+                self._open = self._begin(table.schema)
+            if self.path.suffix in {".parquet", ".csv"}:
+                self._open.write_table(table)
+            else:
+                for row in table.to_pylist():
+                    self._open.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _begin(self, schema: pa.Schema) -> Any:
+        match self.path.suffix:
+            case ".parquet":
+                return parquet.ParquetWriter(self._partial, schema)
+            case ".csv":
+                return csv.CSVWriter(self._partial, schema)
+            case _:
+                return self._partial.open("wb")
+
+    def _refused(self, error: OSError) -> Refused:
+        return Refused(f"{self.path}: {error.strerror or error}; expected a file to write")
 
 
 def write_rows(path: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
@@ -136,10 +334,14 @@ def _refuse_suffix(path: Path) -> None:
         raise Refused(f"{path} ends in {path.suffix!r}; expected one of: {expected}")
 
 
-def _read(path: Path, wanted: set[str], texts: set[str]) -> pa.Table:
+def _refuse_unreadable(path: Path) -> None:
     _refuse_suffix(path)
     if not path.is_file():
         raise Refused(f"{path} is not there; expected a file to read")
+
+
+def _read(path: Path, wanted: set[str], texts: set[str]) -> pa.Table:
+    _refuse_unreadable(path)
     try:
         match path.suffix:
             case ".parquet":
@@ -164,6 +366,7 @@ class _Table:
     path: Path
     table: pa.Table
     optional: frozenset[str]
+    first: int = 0  # row of the file that the table begins with
 
     def _column(self, name: str) -> pa.Array:
         chunked = self.table[name]
@@ -172,7 +375,7 @@ class _Table:
         return chunked.combine_chunks()
 
     def _fail(self, name: str, at: int, value: Any, expected: str) -> Refused:
-        where = f"{self.path}: row {at}: {name}"
+        where = f"{self.path}: row {self.first + at}: {name}"
         return Refused(f"{where} is {shown(value)}; expected {expected}")
 
     def _first_unlike(self, name: str, column: pa.Array, expected: str) -> Refused:

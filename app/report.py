@@ -323,17 +323,24 @@ _WRITERS: Final[Mapping[str, Callable[[Sequence[Run]], str]]] = {
 }
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raise Refused, before long work, where ``write_report`` could not write.
+
+    That is a suffix other than ``.md`` and ``.html``, or a page without the extra ``report``.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        expected = " or ".join(_WRITERS)
+        raise Refused(f"report {shown(str(path))}: expected a name that ends with {expected}")
+    _WRITERS[path.suffix.lower()]([])
+
+
 def write_report(path: Path, runs: Sequence[Run]) -> None:
     """Write a report of some runs, as the suffix of ``path`` asks: ``.md`` or ``.html``.
 
-    Raises Refused on another suffix, where the extra ``report`` is missing for a page, and where
-    nothing can be written.
+    Raises Refused where ``refuse_unwritable`` does, and where nothing can be written.
     """
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        expected = " or ".join(_WRITERS)
-        raise Refused(f"report {shown(str(path))}: expected a name that ends with {expected}")
-    text = writer(runs)
+    refuse_unwritable(path)
+    text = _WRITERS[path.suffix.lower()](runs)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -21,6 +21,7 @@ from app.errors import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _MAGIC: Final = b"WEIR1"
 _SIGNATURE_BYTES: Final = 32
@@ -118,6 +119,25 @@ def seal(state: object, key: bytes) -> bytes:
     """
     body = pack(pickle.dumps(state, protocol=5))
     return _MAGIC + hmac.digest(key, body, hashlib.sha256) + body
+
+
+def write(path: Path, snapshot: bytes) -> None:
+    """Write a snapshot to a file, whole or not at all. Raises Refused."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(snapshot)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise Refused(f"{path}: {error.strerror or error}; expected a file to write") from None
+
+
+def read(path: Path) -> bytes:
+    """The snapshot in a file, not yet verified. Raises Refused."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror or error}; expected a snapshot") from None
 
 
 def unseal(snapshot: bytes, keys: Iterable[bytes]) -> Any:

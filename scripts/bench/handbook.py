@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from dataclasses import replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -30,6 +31,7 @@ from common import data_file, err, kafka, machine, progress, worker
 
 from app.backtest import Backtest, due_after, due_whole_days
 from app.config import Settings, load
+from app.core.evaluation import Evaluation
 from app.core.pending import SUMMARY_SCORES
 from app.files import Columns, read_columns, write_rows
 from app.kafka import Reader, Sender
@@ -84,16 +86,13 @@ def configuration(features: str) -> Path:
 def period(columns: Columns, start: str, stop: str) -> Columns:
     """The transactions from one day to another, that one not included."""
     days = np.array([start, stop], "datetime64[ms]").astype(np.int64)
-    at = slice(*np.searchsorted(columns.times_ms, days))
-    return Columns(
-        columns.ids[at],
-        columns.times_ms[at],
-        columns.amounts[at],
-        [k[at] for k in columns.keys],
-        {name: v[at] for name, v in columns.numbers.items()},
-        {name: v[at] for name, v in columns.categories.items()},
-        columns.labels[at],
-    )
+    return columns.between(int(days[0]), int(days[1]))
+
+
+def noisy(labels: np.ndarray[Any, Any], share: float, seed: int) -> np.ndarray[Any, Any]:
+    """Labels of which a share says the opposite, both ways alike; those that say nothing stay."""
+    flips = (np.random.default_rng(seed).random(len(labels)) < share) & (labels >= 0)
+    return np.where(flips, 1 - labels, labels).astype(labels.dtype)
 
 
 class Publisher:
@@ -233,6 +232,16 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     labels: Annotated[
         Labels | None, typer.Option(help="When labels are known; default: book, through Kafka 7d.")
     ] = None,
+    noise: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Flip this share of the labels, both ways, in all that is learnt and in what the "
+            "features look at; scores are judged against the true ones.",
+        ),
+    ] = 0.0,
+    noise_seed: Annotated[int, typer.Option(min=0, help="Equal seeds flip the same.")] = 42,
     *,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -247,6 +256,9 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     columns = read_columns(data or data_file("handbook_transactions.parquet"), settings)
     if data is None:
         columns = period(columns, START[chosen], STOP)
+    true = columns.labels
+    if noise:
+        columns = replace(columns, labels=noisy(true, noise, noise_seed))
     known = labels or (Labels.WEEK if through is Through.KAFKA else Labels.BOOK)
     if through is Through.KAFKA and known is Labels.BOOK:
         raise typer.BadParameter("through Kafka a label is one record: expected 7d or D+8")
@@ -270,6 +282,17 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     if scores:
         ids = [int(i) for i in columns.ids]
         write_rows(scores, {"transaction_id": ids, "score": found["scores"]})
+    if noise:
+        # The learner judges by what it is told; here the truth is known.
+        evaluation, is_known = Evaluation(), true >= 0
+        evaluation.update(found["scores"][is_known], true[is_known] == 1)
+        told |= {
+            "noise": noise,
+            "noise_seed": noise_seed,
+            "flipped": int((true != columns.labels).sum()),
+            "true_ap": evaluation.average_precision,
+            "true_auc": evaluation.roc_auc,
+        }
     told |= {
         "transactions": len(columns),
         "model": settings.model.name,

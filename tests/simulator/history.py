@@ -39,7 +39,7 @@ class Shape:
     corrections: str
     is_crowded: bool  # more entities than the stores hold
     threshold: float = 0.1  # low, so that there are many alerts
-    holds_repeats: bool = False  # of a card's alerts within ten minutes the first is shown
+    holds_repeats: bool = False  # of a card's alerts within two minutes the first is shown
     has_investigators: bool = False  # half of the labels are theirs, and teach a model apart
 
 
@@ -80,7 +80,7 @@ def settings_of(shape: Shape) -> Settings:
             "policy": {
                 "threshold": shape.threshold,
                 "reasons_max": 1,
-                "repeats": {"entity": "card_id", "window": "10m"} if shape.holds_repeats else None,
+                "repeats": {"entity": "card_id", "window": "2m"} if shape.holds_repeats else None,
             },
             "join": {"maturity": "20m", "forget": "20m", "early": "10m"},
             "learner": {
