@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from app.core.buckets import FRAUD
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.pending import LOOKED_AT, Join, JoinEffects, Label, moments
 from app.core.scoremap import bins_of
 from app.core.scoring import Batch, Champion, fold_entity
-from app.core.windows import FRAUD
 from app.files import UNLABELLED
 from app.learning import new_learner
 from app.records import Example, ModelVersion, Position, Score, Source, Summary
@@ -101,14 +101,18 @@ class Entities:
                 plan.windows[entity][1],
                 history_max=bounds.history_max,
                 entities_max=bounds.entities_max,
+                bucket_ms=bounds.bucket,
+                buckets_max=bounds.buckets_max,
             )
             for entity in self.names
         ]
 
-    def mark(self, keys: Sequence[str], identity: str, *, is_fraud: bool, offset: int) -> None:
+    def mark(
+        self, keys: Sequence[str], identity: str, *, is_fraud: bool, offset: int, time_ms: int
+    ) -> None:
         """Tell the entities of a transaction, by its ``keys``, what it was."""
         for store, key in zip(self.stores, keys, strict=True):
-            store.mark(key, identity, is_fraud=is_fraud, source=(0, offset))
+            store.mark(key, identity, is_fraud=is_fraud, source=(0, offset), time_ms=time_ms)
 
     def batch(
         self, columns: Columns, rows: NDArray[np.float64], part: slice, first: int = 0
@@ -168,7 +172,8 @@ class Stream:
         for step in steps(columns, due_ms, told_ms, self.batch_max):
             for i in step.frauds.tolist():
                 keys = [column[i] for column in columns.keys]
-                self.entities.mark(keys, columns.ids[i], is_fraud=True, offset=i)
+                time_ms = int(columns.times_ms[i])
+                self.entities.mark(keys, columns.ids[i], is_fraud=True, offset=i, time_ms=time_ms)
             before = self._labels(step.labels, due_ms)
             part = slice(step.start, step.stop)
             if step.stop > step.start:

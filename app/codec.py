@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import msgspec
 import numpy as np
 
+from app.core.buckets import BucketValue
 from app.core.entity import SlotValue
 from app.core.pending import Label
 from app.core.repeats import Shown
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from app.config import LabelSettings, TransactionSettings
-    from app.core.entity import Slot
+    from app.core.entity import Row, Slot
     from app.core.features import FeaturePlan
     from app.records import Headers
 
@@ -489,19 +490,24 @@ def _own(decode: Callable[[bytes], T], record: Record) -> T:
 
 _SLOT = struct.Struct("<qqdQQbBH")
 _GUARD = struct.Struct("<Hq")
-_SLOT_KEY = struct.Struct("<H")
+_SLOT_KEY = struct.Struct("<h")  # below 0: the place of a bucket
+_BUCKET = struct.Struct("<qqqdddqqqqqq32sH")
+_MARK = struct.Struct("<Qqb")
 
 
-def write_slot(slot: Slot, value: SlotValue | None) -> tuple[bytes, bytes | None]:
+def write_slot(slot: Slot, value: SlotValue | BucketValue | None) -> tuple[bytes, bytes | None]:
     """One row of an entity's changelog, (key, value); the value is None where it was let go."""
     key = slot[0].encode() + b"\0" + _SLOT_KEY.pack(slot[1])
     if value is None:
         return key, None
+    if isinstance(value, BucketValue):
+        fixed = _BUCKET.pack(*value[:-1], len(value.marks))
+        return key, fixed + b"".join(_MARK.pack(*mark) for mark in value.marks)
     fixed = _SLOT.pack(*value[:6], value.revision, len(value.guard))
     return key, fixed + b"".join(_GUARD.pack(*pair) for pair in value.guard)
 
 
-def read_slot(key: bytes, value: bytes | None) -> tuple[Slot, SlotValue | None]:
+def read_slot(key: bytes, value: bytes | None) -> Row:
     """Inverse of ``write_slot``.
 
     >>> row = SlotValue(3, 1_000, 9.5, 1, 2, 0, ((0, 17),), 1)
@@ -511,6 +517,10 @@ def read_slot(key: bytes, value: bytes | None) -> tuple[Slot, SlotValue | None]:
     slot = (key[:-3].decode(), _SLOT_KEY.unpack(key[-2:])[0])
     if value is None:
         return slot, None
+    if slot[1] < 0:
+        *fields, n = _BUCKET.unpack_from(value)
+        marks = _MARK.iter_unpack(value[_BUCKET.size : _BUCKET.size + n * _MARK.size])
+        return slot, BucketValue._make([*fields, tuple(marks)])
     sequence, time_ms, amount, id_hash, other_hash, label, revision, n = _SLOT.unpack_from(value)
     pairs = _GUARD.iter_unpack(value[_SLOT.size : _SLOT.size + n * _GUARD.size])
     guard = tuple((int(upstream), int(offset)) for upstream, offset in pairs)

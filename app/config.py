@@ -226,6 +226,8 @@ class EntitySettings(Table):
     """Bounds of the state that is kept per entity."""
 
     history_max: int = Field(default=256, ge=8, le=4_096)  # transactions an entity, exact
+    bucket: SomeTime = 86_400_000  # event time in which what is older is summed up
+    buckets_max: int = Field(default=128, ge=0, le=4_096)  # an entity; 0: what is older is lost
     entities_max: int = Field(default=1_000_000, ge=16)  # entities a partition; oldest leave
 
 

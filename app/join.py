@@ -163,7 +163,7 @@ class JoinTask:
         topics, sends = self.stage.topics_by_role, []
         source = score.source
         value = codec.encode(
-            Feedback(score.transaction_id, is_fraud, source.partition, source.offset)
+            Feedback(score.transaction_id, is_fraud, source.partition, source.offset, score.time_ms)
         )
         for i, (entity, name) in enumerate(score.entities.items()):
             topic, key = topics.feedback[entity], name.encode()

@@ -215,6 +215,10 @@ class Metrics:
             "weir_entities_evicted", "Entities let go because entities_max was reached.",
             ["stage", "partition"], registry=r,
         )  # fmt: skip
+        self._buckets = Gauge(
+            "weir_entity_buckets", "Buckets of what left the entities' rings.",
+            ["stage", "partition"], registry=r,
+        )  # fmt: skip
         self._pending = Gauge(
             "weir_pending", "Transactions that wait for a label or for maturity.", ["partition"],
             registry=r,
@@ -276,6 +280,7 @@ class Metrics:
         """Tell how full a store is."""
         self._entities.labels(stage, str(partition)).set(len(store))
         self._evicted.labels(stage, str(partition)).set(store.n_evicted)
+        self._buckets.labels(stage, str(partition)).set(store.n_buckets)
 
     def joined(self, partition: int, join: Join) -> None:
         """Tell how full a join is."""

@@ -223,6 +223,7 @@ class Feedback(msgspec.Struct, array_like=True, frozen=True, gc=False):
     is_fraud: bool
     partition: int = 0  # source position of the transaction
     offset: int = -1
+    time_ms: int | None = None  # of the transaction; null: not told, as before there were buckets
 
 
 class LabelOutcome(msgspec.Struct, frozen=True, kw_only=True):

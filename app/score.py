@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from app import snapshots
 from app.backtest import Entities
+from app.core.buckets import FRAUD
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
-from app.core.windows import FRAUD
 from app.errors import Refused
 from app.files import LabelColumns, read_batches
 from app.learning import open_snapshot
@@ -58,6 +58,7 @@ class Known(NamedTuple):
 
     time_ms: int
     offset: int  # of the transaction
+    paid_ms: int  # its time
     is_fraud: bool
     identity: str
     keys: tuple[str, ...]
@@ -79,8 +80,9 @@ class After:
     def of(self, columns: Columns, first: int) -> Iterator[Known]:
         """Frauds; what is legitimate nobody needs to hear."""
         for i in np.flatnonzero(columns.labels == FRAUD).tolist():
-            time_ms = int(columns.times_ms[i]) + self.delay_ms
-            yield Known(time_ms, first + i, True, columns.ids[i], _keys(columns, i))
+            paid_ms = int(columns.times_ms[i])
+            told = (paid_ms + self.delay_ms, first + i, paid_ms)
+            yield Known(*told, True, columns.ids[i], _keys(columns, i))
 
 
 @dataclass
@@ -103,11 +105,11 @@ class Told:
     def of(self, columns: Columns, first: int) -> Iterator[Known]:
         """Look each transaction up."""
         for i, identity in enumerate(columns.ids):
-            at = int(columns.times_ms[i])
+            at = paid_ms = int(columns.times_ms[i])
             for time_ms, is_fraud in self.by_id.get(identity, ()):
                 # A label ahead of its transaction waits for it; one after another stays so.
                 at = max(time_ms, at + 1)
-                yield Known(at, first + i, is_fraud, identity, _keys(columns, i))
+                yield Known(at, first + i, paid_ms, is_fraud, identity, _keys(columns, i))
 
 
 def _keys(columns: Columns, i: int) -> tuple[str, ...]:
@@ -168,7 +170,11 @@ class Scoring:
         while self._waiting and self._waiting[0].time_ms <= now_ms:
             known = heapq.heappop(self._waiting)
             self.entities.mark(
-                known.keys, known.identity, is_fraud=known.is_fraud, offset=known.offset
+                known.keys,
+                known.identity,
+                is_fraud=known.is_fraud,
+                offset=known.offset,
+                time_ms=known.paid_ms,
             )
 
     def _until(self, times_ms: NDArray[np.int64], start: int) -> int:

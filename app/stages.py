@@ -15,10 +15,11 @@ from urllib.parse import quote
 import numpy as np
 
 from app import codec
+from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
 from app.core.entity import EntityStore
 from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
-from app.core.windows import DUPLICATE, FRAUD, LEGITIMATE, UNKNOWN
+from app.core.windows import DUPLICATE
 from app.errors import Malformed
 from app.records import Alert, Partition, Position, Send
 from app.tasks import Committed, Effects, Range
@@ -91,6 +92,8 @@ class EntityTask:
                 windows,
                 history_max=bounds.history_max,
                 entities_max=bounds.entities_max,
+                bucket_ms=bounds.bucket,
+                buckets_max=bounds.buckets_max,
                 upstreams=1 if stage.is_first else stage.topics_by_role.transactions.partitions,
             )
             self.changelog = stage.topics_by_role.changelogs[stage.entity].name
@@ -187,6 +190,7 @@ class EntityTask:
                     is_fraud=feedback.is_fraud,
                     source=(upstream, feedback.offset),
                     at=record.offset,
+                    time_ms=feedback.time_ms,
                 )
 
     def _send_on(self, batch: Batch, effects: Effects) -> None:

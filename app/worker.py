@@ -88,7 +88,7 @@ def warm_up(settings: Settings) -> None:
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     for _, windows in plan.windows.values():
         one = np.zeros(1, np.int64)
-        EntityStore(windows).apply(
+        EntityStore(windows, buckets_max=1).apply(
             ["a"], times_ms=one, amounts=np.zeros(1), ids=["a"], others=["a"], upstreams=one,
             offsets=one,
         )  # fmt: skip

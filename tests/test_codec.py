@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from app import codec
 from app.config import Settings, load
+from app.core.buckets import BucketValue
 from app.core.entity import SlotValue
 from app.core.features import FeaturePlan
 from app.errors import Malformed, shown
@@ -555,10 +556,46 @@ def test_changelog_row_is_read_as_it_was_written(key, slot, value):
     assert ((key, slot), value) == codec.read_slot(*codec.write_slot((key, slot), value))
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    place=st.integers(0, 4_095),
+    value=st.none()
+    | st.builds(
+        BucketValue,
+        absorbed=st.integers(0, 2**62),
+        heard=st.integers(-1, 2**62),
+        n=st.integers(0, 2**62),
+        total=st.floats(allow_nan=False),
+        squares=st.floats(allow_nan=False),
+        top=st.floats(allow_nan=False),
+        first_ms=st.integers(-(2**63), 2**63 - 1),
+        last_ms=st.integers(-(2**63), 2**63 - 1),
+        frauds=st.integers(0, 2**62),
+        legitimate=st.integers(0, 2**62),
+        first_fraud_ms=st.integers(-(2**63), 2**63 - 1),
+        last_fraud_ms=st.integers(-(2**63), 2**63 - 1),
+        sketch=st.binary(min_size=32, max_size=32),
+        marks=st.lists(
+            st.tuples(
+                st.integers(0, 2**64 - 1), st.integers(-(2**62), 2**62), st.sampled_from([0, 1])
+            ),
+            max_size=5,
+        ).map(tuple),
+    ),
+)
+def test_bucket_in_the_changelog_is_read_as_it_was_written(place, value):
+    """It lies beside the slots of its entity, at a place below theirs."""
+    key, written = codec.write_slot(("card-1", ~place), value)
+    assert (("card-1", ~place), value) == codec.read_slot(key, written)
+    assert key != codec.write_slot(("card-1", place), None)[0]
+
+
 def test_feedback_is_read_as_it_was_written():
-    """A confirmed label survives the way back."""
-    feedback = Feedback("t1", is_fraud=True)
+    """A confirmed label survives the way back; one of before there were buckets has no time."""
+    feedback = Feedback("t1", is_fraud=True, time_ms=5)
     assert feedback == codec.read_feedback(Record(0, b"c1", msgspec.json.encode(feedback), 0))
+    older = codec.read_feedback(Record(0, b"c1", b'["t1",true,0,7]', 0))
+    assert Feedback("t1", is_fraud=True, offset=7) == older
 
 
 def test_headers_are_cloudevents_and_pass_the_trace_on():

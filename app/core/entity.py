@@ -6,8 +6,14 @@ with it the guard, the highest source offset that was applied from each upstream
 So a row costs the same however much is known of the entity, and state and position are one:
 what is in the changelog has been applied, what is not has not.
 
-Bounds: ``history_max`` transactions an entity, ``entities_max`` entities (those seen longest
-ago leave first), both in the configuration.
+Older transactions are summed up in buckets of event time (``buckets``), each a row of the
+changelog, too. The ring is twice as long as what counts exactly: what a bucket has taken in keeps
+its slot for another ``history_max`` transactions. So wherever the rows of a batch break off, what
+a bucket in the changelog lacks still lies in the ring, and a restored store takes it in: state is
+what the slots say, and a bucket's own guard says what it holds already.
+
+Bounds: ``history_max`` exact transactions and ``buckets_max`` buckets an entity, ``entities_max``
+entities (those seen longest ago leave first), all in the configuration.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from app.core.windows import APPLIED, BLOCK, FRAUD, LEGITIMATE, UNKNOWN, fold
+from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue, absorb, doubled
+from app.core.windows import APPLIED, BLOCK, fold, n_leaving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,11 +43,12 @@ _LEAVE_SHARE: Final = 16
 #: Labels that may wait for their transaction: those of a second or so, after a crash.
 EXPECTED_MAX: Final = 4_096
 
-Slot = tuple[str, int]  # entity, slot of its ring
+#: Entity, slot of its ring; below 0 the place of a bucket, ~place.
+Slot = tuple[str, int]
 
 
 class SlotValue(NamedTuple):
-    """One row of the changelog: a transaction as it was applied, its label, the guard then."""
+    """A ring's row of the changelog: a transaction as it was applied, its label, the guard then."""
 
     sequence: int  # the entity's n-th transaction, from 0
     time_ms: int
@@ -50,6 +58,9 @@ class SlotValue(NamedTuple):
     label: int  # UNKNOWN, LEGITIMATE, FRAUD
     guard: tuple[tuple[int, int], ...]  # (upstream partition, highest source offset applied)
     revision: int = 0  # how often the label has changed, up to 255: the guard of the label
+
+
+Row = tuple[Slot, SlotValue | BucketValue | None]
 
 
 def hash_id(text: str) -> int:
@@ -82,6 +93,8 @@ class EntityStore:
     history_max: int = 256
     entities_max: int = 1_000_000
     upstreams: int = 1
+    bucket_ms: int = 86_400_000
+    buckets_max: int = 0  # an entity; 0: what leaves the ring is forgotten
     rows: dict[str, int] = field(default_factory=dict)
     n_evicted: int = 0
 
@@ -89,12 +102,16 @@ class EntityStore:
         """Make room for the first entities."""
         blocks = -(-self.history_max // BLOCK)
         self.history_max = blocks * BLOCK
+        blocks *= 2 if self.buckets_max else 1
+        self._n_slots = blocks * BLOCK
+        self._buckets = BucketPool(self.bucket_ms, self.buckets_max)
         self._free_rows: list[int] = []
         self._free = np.arange(_ROOM, dtype=np.int64)[::-1].copy()
         self._n_free = _ROOM
         self._counts = np.zeros(_ROOM, np.int64)
         self._guards = np.full((_ROOM, self.upstreams), -1, np.int64)
-        self._table = np.full((_ROOM, blocks), -1, np.int64)
+        self._table = np.full((_ROOM, blocks), -1, np.int32)
+        self._lines = np.zeros(_ROOM, np.int32)  # of entities with buckets, in their table
         self._last_ms = np.full(_ROOM, np.iinfo(np.int64).min, np.int64)
         self._times = np.zeros((_ROOM, BLOCK), np.int64)
         self._amounts = np.zeros((_ROOM, BLOCK))
@@ -105,10 +122,12 @@ class EntityStore:
         self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
         self.touched: dict[Slot, tuple[int, ...]] = {}  # slot: the guard when it was written
         self._gone: list[Slot] = []
-        self._captured: list[tuple[Slot, SlotValue | None]] = []  # of earlier parts of a batch
+        self._captured: list[Row] = []  # of earlier parts of a batch
         self._is_round = False  # a ring would go round within the part of the batch at hand
         #: Highest source offset applied of each upstream partition, whatever the entity.
         self._passed = np.full(self.upstreams, -1, np.int64)
+        self._restored: dict[str, None] = {}  # entities whose buckets may lack what the ring has
+        self._heard = -1  # highest offset of a label that was told
         #: (entity, id) -> (label, its offset): labels ahead of their transaction
         self._expected: dict[tuple[str, int], tuple[int, int]] = {}
 
@@ -117,9 +136,14 @@ class EntityStore:
         return len(self.rows)
 
     @property
+    def n_buckets(self) -> int:
+        """How many buckets hold what left the rings."""
+        return len(self._buckets)
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the columns, without the dictionary of keys (about 130 more an entity)."""
-        columns = (self._counts, self._guards, self._table, self._last_ms, self._free)
+        columns = (self._counts, self._guards, self._table, self._last_ms, self._free, self._lines)
         pool = (
             self._times,
             self._amounts,
@@ -129,7 +153,7 @@ class EntityStore:
             self._revisions,
             self._sequences,
         )
-        return sum(column.nbytes for column in (*columns, *pool))
+        return sum(column.nbytes for column in (*columns, *pool)) + self._buckets.nbytes
 
     def apply(
         self,
@@ -154,14 +178,18 @@ class EntityStore:
         hashes = np.fromiter(map(hash_id, ids), np.uint64, n)
         whom = np.fromiter(map(hash_id, others), np.uint64, n)
         start = 0
+        counted: dict[str, int] = {}  # of each entity, of which no row was captured yet
+        self._settle()
         while start < n:
             if self._is_round:
                 # A ring that went round writes its slots twice: of a batch that was half
                 # delivered no row may be missing before one that arrived.
                 self._captured, self._is_round = self.changes(), False
-            rows = self._rows_of(keys, start)
+                counted.clear()
+            rows = self._rows_of(keys, start, counted)
             part = slice(start, start + len(rows))
             self._ensure_blocks(len(rows))
+            overflows = self._ensure_buckets(rows)
             before = self._guards[rows]
             self._n_free = fold(
                 rows,
@@ -182,6 +210,9 @@ class EntityStore:
                 self._sequences,
                 self._free,
                 self._n_free,
+                self.history_max,
+                self._lines,
+                *self._buckets.arrays,
                 *self.plan.arrays,
                 status[part],
                 slots[part],
@@ -192,7 +223,11 @@ class EntityStore:
             np.maximum.at(self._last_ms, rows[fresh], times_ms[part][fresh])
             np.maximum.at(self._passed, upstreams[part][fresh], offsets[part][fresh])
             new = slots[part][fresh]
-            self._revisions[self._table[rows[fresh], new // BLOCK], new % BLOCK] = 0
+            places = self._table[rows[fresh], new // BLOCK], new % BLOCK
+            self._revisions[places] = 0
+            if overflows:
+                at_ = np.flatnonzero(fresh) + part.start
+                self._note_absorbed(keys, at_, rows[fresh], self._sequences[places])
             guards: dict[str, list[int]] = {}
             for at in (np.flatnonzero(fresh) + part.start).tolist():
                 # The guard as it stood then: of a batch that was half delivered only the rows
@@ -214,33 +249,57 @@ class EntityStore:
         is_fraud: bool,
         source: tuple[int, int] = (0, -1),
         at: int = -1,
+        time_ms: int | None = None,
     ) -> bool:
-        """Note the label of a transaction in its slot; return whether it was news.
+        """Note the label of a transaction in its slot and its bucket; return whether it was news.
 
-        A transaction that the ring no longer holds is no news. Marking twice is marking once.
-        ``source`` is the transaction's (upstream, offset): if it has not been applied yet, as
-        after a crash between its score and its state, the label waits for it; ``at`` is the
-        label's own offset, from which it must then be read again (``expected_low``).
+        A transaction that neither the ring nor a bucket holds is no news; a bucket is found by the
+        transaction's ``time_ms``. Marking twice is marking once. ``source`` is the transaction's
+        (upstream, offset): if it has not been applied yet, as after a crash between its score and
+        its state, the label waits for it; ``at`` is the label's own offset, from which it must
+        then be read again (``expected_low``).
         """
-        wanted = hash_id(transaction_id)
+        self._settle()
+        self._heard = max(self._heard, at)
+        wanted, label = hash_id(transaction_id), FRAUD if is_fraud else LEGITIMATE
         if not self._has_passed(key, *source):
-            self._expected[key, wanted] = (FRAUD if is_fraud else LEGITIMATE, at)
+            self._expected[key, wanted] = (label, at)
             while len(self._expected) > EXPECTED_MAX:
                 self._expected.pop(next(iter(self._expected)))
             return False
         row = self.rows.get(key)
         if row is None:
             return False
-        for slot in range(min(int(self._counts[row]), self.history_max)):
-            block, at = self._table[row, slot // BLOCK], slot % BLOCK
-            if self._ids[block, at] == wanted:
-                label = FRAUD if is_fraud else LEGITIMATE
-                if self._labels[block, at] == label:
-                    return False
-                self._label((block, at), label)
-                self._touch(key, slot, tuple(self._guards[row].tolist()))
-                return True
-        return False
+        slot = self._slot_of(row, wanted, time_ms)
+        if slot is None:
+            return time_ms is not None and self._mark_bucket(key, wanted, time_ms, label)
+        place = (self._table[row, slot // BLOCK], slot % BLOCK)
+        if self._labels[place] == label:
+            return False
+        self._label(place, label)
+        self._touch(key, slot, tuple(self._guards[row].tolist()))
+        if self._sequences[place] < self._counts[row] - self.history_max:
+            self._mark_bucket(key, wanted, int(self._times[place]), label)
+        return True
+
+    def _slot_of(self, row: int, id_hash: int, time_ms: int | None) -> int | None:
+        """The slot of a transaction, None if the ring no longer holds it.
+
+        Where its id was used again after it had left, its time tells which one it is.
+        """
+        blocks = self._table[row][self._table[row] >= 0]
+        found = [(blocks[i], at) for i, at in np.argwhere(self._ids[blocks] == np.uint64(id_hash))]
+        held = [(self._times[p] == time_ms, int(self._sequences[p])) for p in found]
+        _, sequence = max(held, default=(False, -1))
+        return sequence % self._n_slots if sequence >= 0 else None
+
+    def _mark_bucket(self, key: str, id_hash: int, time_ms: int, label: int) -> bool:
+        line = int(self._lines[self.rows[key]])
+        bucket = self._buckets.find(line, time_ms) if line else -1
+        if bucket < 0 or not self._buckets.mark(bucket, id_hash, time_ms, label):
+            return False
+        self._touch(key, ~self._buckets.place(time_ms), ())
+        return True
 
     @property
     def expected_low(self) -> int | None:
@@ -263,29 +322,43 @@ class EntityStore:
         self._revisions[place] = min(int(self._revisions[place]) + 1, 255)
 
     def history(self, key: str) -> list[tuple[int, float, int]]:
-        """(time_ms, amount, label) of the transactions held of an entity, oldest first."""
+        """(time_ms, amount, label) of the transactions that count exactly, oldest first."""
         row = self.rows.get(key)
         if row is None:
             return []
         count = int(self._counts[row])
-        slots = [n % self.history_max for n in range(max(0, count - self.history_max), count)]
+        slots = [n % self._n_slots for n in range(max(0, count - self.history_max), count)]
         places = [(self._table[row, s // BLOCK], s % BLOCK) for s in slots]
         return [
             (int(self._times[p]), float(self._amounts[p]), int(self._labels[p])) for p in places
         ]
 
-    def changes(self) -> list[tuple[Slot, SlotValue | None]]:
+    def buckets(self, key: str) -> list[BucketValue]:
+        """What lies beyond the ring of an entity, oldest first."""
+        self._settle()
+        row = self.rows.get(key)
+        line = 0 if row is None else int(self._lines[row])
+        held = [self._buckets.value(line, place) for place in range(self.buckets_max)]
+        return sorted((b for b in held if b is not None), key=lambda b: b.first_ms)
+
+    def changes(self) -> list[Row]:
         """What was touched since the last call; None: the slot was let go.
 
         What was let go comes first: an entity that left may have come back since, as a new one.
+        Buckets come last: a bucket in the changelog knows no more than the slots before it.
         """
         before, self._captured = self._captured, []
-        gone: list[tuple[Slot, SlotValue | None]] = [(slot, None) for slot in self._gone]
-        changed = [(slot, self._read(*slot, guard)) for slot, guard in self.touched.items()]
+        gone: list[Row] = [(slot, None) for slot in self._gone]
+        slots: list[Row] = [
+            (slot, self._read(*slot, guard)) for slot, guard in self.touched.items() if slot[1] >= 0
+        ]
+        buckets: list[Row] = [
+            (slot, self._read_bucket(*slot)) for slot in self.touched if slot[1] < 0
+        ]
         self.touched, self._gone = {}, []
-        return before + gone + changed
+        return before + gone + slots + buckets
 
-    def restore(self, slots: Iterable[tuple[Slot, SlotValue | None]]) -> None:
+    def restore(self, slots: Iterable[Row]) -> None:
         """Take rows of the changelog in the order of the log.
 
         Of several rows of one slot the highest applied offset wins, wherever it stands: a
@@ -299,24 +372,113 @@ class EntityStore:
             row = self.rows.get(key)
             if row is None:
                 row = self._new_row(key)
-            self._ensure_blocks(1)
-            if self._table[row, slot // BLOCK] < 0:
-                self._n_free -= 1
-                self._table[row, slot // BLOCK] = self._free[self._n_free]
-            place = (self._table[row, slot // BLOCK], slot % BLOCK)
-            for upstream, offset in value.guard:
-                self._guards[row, upstream] = max(self._guards[row, upstream], offset)
-                self._passed[upstream] = max(self._passed[upstream], offset)
-            held = self._sequences[place]
-            revision = int(self._revisions[place])
-            if value.sequence < held or (value.sequence == held and value.revision <= revision):
+            if isinstance(value, SlotValue):
+                self._restore_slot(key, row, value)
+            elif 0 <= ~slot < self.buckets_max:
+                self._buckets.restore(self._line_of(row), ~slot, value)
+                self._restored[key] = None
+
+    def _restore_slot(self, key: str, row: int, value: SlotValue) -> None:
+        slot = value.sequence % self._n_slots
+        self._ensure_blocks(1)
+        if self._table[row, slot // BLOCK] < 0:
+            self._n_free -= 1
+            self._table[row, slot // BLOCK] = self._free[self._n_free]
+        place = (self._table[row, slot // BLOCK], slot % BLOCK)
+        for upstream, offset in value.guard:
+            self._guards[row, upstream] = max(self._guards[row, upstream], offset)
+            self._passed[upstream] = max(self._passed[upstream], offset)
+        held = self._sequences[place]
+        revision = int(self._revisions[place])
+        if value.sequence < held or (value.sequence == held and value.revision <= revision):
+            return
+        self._sequences[place] = value.sequence
+        self._times[place], self._amounts[place] = value.time_ms, value.amount
+        self._ids[place], self._others[place] = value.id_hash, value.other_hash
+        self._labels[place], self._revisions[place] = value.label, value.revision
+        self._counts[row] = max(self._counts[row], value.sequence + 1)
+        self._last_ms[row] = max(self._last_ms[row], value.time_ms)
+        if self.buckets_max and value.sequence >= self.history_max:
+            self._restored[key] = None
+
+    def _settle(self) -> None:
+        """Let the buckets of restored entities take in what they lack, before anything else."""
+        if not self._restored:
+            return
+        restored, self._restored = self._restored, {}
+        for key in restored:
+            row = self.rows.get(key)
+            if row is not None:
+                self._settle_one(key, row)
+        # Before the slots are written over that these buckets were taken from.
+        self._captured = self.changes()
+
+    def _settle_one(self, key: str, row: int) -> None:
+        pool, last = self._buckets, int(self._counts[row]) - self.history_max - 1
+        if last < 0 and not self._lines[row]:
+            return
+        line = self._line_of(row)
+        for place in np.flatnonzero(pool.absorbed(line) > max(last, -1)).tolist():
+            pool.drop(line, place)  # of a former life of this entity: nobody is ahead of the ring
+        sequences = np.arange(max(0, last + 1 - self.history_max), last + 1)
+        blocks, at = self._table[row, sequences % self._n_slots // BLOCK], sequences % BLOCK
+        there = (blocks >= 0) & (self._sequences[blocks, at] == sequences)
+        sequences, blocks, at = sequences[there], blocks[there], at[there]
+        times, labels = self._times[blocks, at], self._labels[blocks, at]
+        absorbed = pool.absorbed(line)[times // self.bucket_ms % self.buckets_max]
+        for i in np.flatnonzero((sequences > absorbed) | (labels != UNKNOWN)):
+            slot, time_ms, label = (blocks[i], at[i]), int(times[i]), int(labels[i])
+            if sequences[i] <= absorbed[i]:
+                self._mark_bucket(key, int(self._ids[slot]), time_ms, label)
                 continue
-            self._sequences[place] = value.sequence
-            self._times[place], self._amounts[place] = value.time_ms, value.amount
-            self._ids[place], self._others[place] = value.id_hash, value.other_hash
-            self._labels[place], self._revisions[place] = value.label, value.revision
-            self._counts[row] = max(self._counts[row], value.sequence + 1)
-            self._last_ms[row] = max(self._last_ms[row], value.time_ms)
+            pool.ensure(1)
+            amount, other = self._amounts[slot], self._others[slot]
+            if absorb(pool.arrays, line, sequences[i], time_ms, amount, other, label):
+                self._touch(key, ~pool.place(time_ms), ())
+                self._identify(line, self._ids[slot], time_ms, label)
+
+    def _note_absorbed(
+        self,
+        keys: Sequence[str],
+        at: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        sequences: NDArray[np.int64],
+    ) -> None:
+        """Touch the buckets that took in what left the rings when ``keys[at]`` were applied."""
+        gone = np.flatnonzero(sequences >= self.history_max)
+        if not len(gone):
+            return
+        rows, sequences = rows[gone], sequences[gone] - self.history_max
+        places = self._table[rows, sequences % self._n_slots // BLOCK], sequences % BLOCK
+        times, labels = self._times[places], self._labels[places]
+        into = times // self.bucket_ms % self.buckets_max
+        for i, place in zip(at[gone].tolist(), into.tolist(), strict=True):
+            self._touch(keys[i], ~place, ())
+        for i in np.flatnonzero(labels != UNKNOWN):
+            id_hash, line = self._ids[places][i], int(self._lines[rows[i]])
+            self._identify(line, id_hash, int(times[i]), int(labels[i]))
+
+    def _identify(self, line: int, id_hash: Any, time_ms: int, label: int) -> None:
+        bucket = self._buckets.find(line, time_ms)
+        if bucket >= 0 and label != UNKNOWN:
+            self._buckets.identify(bucket, int(id_hash), time_ms, label)
+
+    def _line_of(self, row: int) -> int:
+        if not self._lines[row]:
+            self._lines[row] = self._buckets.claim()
+        return int(self._lines[row])
+
+    def _ensure_buckets(self, rows: NDArray[np.int64]) -> bool:
+        """Make room for what leaves the rings in a part of a batch; return whether anything may."""
+        if not self.buckets_max:
+            return False
+        leaving = n_leaving(rows, self._counts, self.history_max)
+        if leaving:
+            whose, times = np.unique(rows, return_counts=True)
+            for row in whose[self._counts[whose] + times > self.history_max].tolist():
+                self._line_of(row)
+            self._buckets.ensure(leaving)
+        return bool(leaving)
 
     def _touch(self, key: str, slot: int, guard: tuple[int, ...]) -> None:
         self.touched.pop((key, slot), None)  # to the end: the order of the changelog
@@ -339,13 +501,16 @@ class EntityStore:
             int(self._revisions[place]),
         )
 
-    def _rows_of(self, keys: Sequence[str], start: int) -> NDArray[np.int64]:
+    def _read_bucket(self, key: str, slot: int) -> BucketValue | None:
+        return self._buckets.value(int(self._lines[self.rows[key]]), ~slot, self._heard)
+
+    def _rows_of(self, keys: Sequence[str], start: int, times: dict[str, int]) -> NDArray[np.int64]:
         """Rows of ``keys[start:]``, up to the first that needs another part of the batch.
 
-        That is one for which an entity would have to leave, or whose ring would go round.
+        That is one for which an entity would have to leave, or whose ring would go round: of
+        each entity ``times`` counts the transactions of which no row was captured yet.
         """
-        may_go_round = len(keys) - start > self.history_max
-        times: dict[str, int] = {}
+        may_go_round = len(keys) > self.history_max
         rows: list[int] = []
         for key in keys[start:]:
             if may_go_round:
@@ -369,23 +534,24 @@ class EntityStore:
         else:
             row = len(self.rows)
             if row == len(self._counts):
-                self._counts = _doubled(self._counts, 0)
-                self._guards = _doubled(self._guards, -1)
-                self._table = _doubled(self._table, -1)
-                self._last_ms = _doubled(self._last_ms, np.iinfo(np.int64).min)
+                self._counts = doubled(self._counts, 0)
+                self._guards = doubled(self._guards, -1)
+                self._table = doubled(self._table, -1)
+                self._last_ms = doubled(self._last_ms, np.iinfo(np.int64).min)
+                self._lines = doubled(self._lines, 0)
         self.rows[key] = row
         return row
 
     def _ensure_blocks(self, n: int) -> None:
         while self._n_free < n:
             held = len(self._times)
-            self._times = _doubled(self._times, 0)
-            self._amounts = _doubled(self._amounts, 0)
-            self._ids = _doubled(self._ids, 0)
-            self._others = _doubled(self._others, 0)
-            self._labels = _doubled(self._labels, UNKNOWN)
-            self._revisions = _doubled(self._revisions, 0)
-            self._sequences = _doubled(self._sequences, -1)
+            self._times = doubled(self._times, 0)
+            self._amounts = doubled(self._amounts, 0)
+            self._ids = doubled(self._ids, 0)
+            self._others = doubled(self._others, 0)
+            self._labels = doubled(self._labels, UNKNOWN)
+            self._revisions = doubled(self._revisions, 0)
+            self._sequences = doubled(self._sequences, -1)
             free = np.empty(2 * held, np.int64)
             free[: self._n_free] = self._free[: self._n_free]
             free[self._n_free : self._n_free + held] = np.arange(2 * held - 1, held - 1, -1)
@@ -408,7 +574,10 @@ class EntityStore:
         row = self.rows.pop(key, None)
         if row is None:
             return
-        for slot in range(min(int(self._counts[row]), self.history_max)):
+        slots = list(range(min(int(self._counts[row]), self._n_slots)))
+        if self._lines[row]:
+            slots += [~place for place in self._buckets.release(int(self._lines[row]))]
+        for slot in slots:
             self.touched.pop((key, slot), None)
             self._gone.append((key, slot))
         for block in self._table[row][self._table[row] >= 0]:
@@ -417,9 +586,5 @@ class EntityStore:
             self._free[self._n_free] = block
             self._n_free += 1
         self._counts[row], self._guards[row], self._table[row] = 0, -1, -1
-        self._last_ms[row] = np.iinfo(np.int64).min
+        self._last_ms[row], self._lines[row] = np.iinfo(np.int64).min, 0
         self._free_rows.append(row)
-
-
-def _doubled(column: NDArray[Any], fill: int) -> NDArray[Any]:
-    return np.concatenate([column, np.full_like(column, fill)])

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.entity import EntityStore, Slot, SlotValue
-from app.core.windows import (
-    APPLIED,
-    DUPLICATE,
-    FRAUD,
-    LEGITIMATE,
-    REPLAYED,
-    STATS,
-    UNKNOWN,
-    WindowPlan,
-)
+from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
+from app.core.entity import EntityStore, Row, SlotValue
+from app.core.windows import APPLIED, DUPLICATE, REPLAYED, STATS, WindowPlan
 from tests.core.reference import Reference, Seen
 
 HOUR, DAY = 3_600_000, 86_400_000
@@ -241,7 +233,8 @@ def test_mark_twice_is_mark_once():
     ]
     assert [(1_000, 1.0, LEGITIMATE)] == store.history("k")
     ((slot, value),) = store.changes()
-    assert (("k", 0), LEGITIMATE) == (slot, value.label if value else None)
+    assert isinstance(value, SlotValue)
+    assert (("k", 0), LEGITIMATE) == (slot, value.label)
 
 
 def test_label_of_a_transaction_that_left_the_ring_is_no_news():
@@ -255,7 +248,7 @@ def test_label_of_a_transaction_that_left_the_ring_is_no_news():
 # ---- Restoring.
 
 
-Rows = list[tuple[Slot, SlotValue | None]]
+Rows = list[Row]
 
 
 def log_of(

@@ -38,6 +38,7 @@ class Shape:
     in_worker: bool  # the learner runs inside a worker
     corrections: str
     is_crowded: bool  # more entities than the stores hold
+    is_busy: bool = False  # few entities, most of whose transactions leave their rings
     threshold: float = 0.1  # low, so that there are many alerts
     holds_repeats: bool = False  # of a card's alerts within two minutes the first is shown
     has_investigators: bool = False  # half of the labels are theirs, and teach a model apart
@@ -49,9 +50,10 @@ def shape_of(rng: random.Random) -> Shape:
         partitions=rng.choice((2, 3)),
         in_worker=rng.random() < 0.6,
         corrections=rng.choice(("ignore", "relearn")),
-        is_crowded=rng.random() < 0.12,
-        holds_repeats=rng.random() < 0.4,
-        has_investigators=rng.random() < 0.5,
+        is_crowded=(drawn := rng.random()) < 0.12,
+        is_busy=drawn > 0.6,
+        holds_repeats=int(drawn * 1_000) % 5 < 2,  # noqa: PLR2004 - two in five
+        has_investigators=int(drawn * 10_000) % 2 == 0,
     )
 
 
@@ -66,6 +68,10 @@ def settings_of(shape: Shape) -> Settings:
             for entity in ("card_id", "terminal_id")
             for stat in ("count", "sum", "since_last", "distinct", "frauds")
         ),
+        *(
+            {**window, "entity": "terminal_id", "stat": stat, "windows": ["45m"]}
+            for stat in ("count", "mean", "max", "std", "distinct")
+        ),
         {**window, "entity": "terminal_id", "stat": "risk", "windows": ["30m"]},
     ]
     base = load(profile="card")
@@ -75,7 +81,12 @@ def settings_of(shape: Shape) -> Settings:
             "transaction": {**base.transaction.model_dump()},
             "features": features,
             "topics": {"partitions": shape.partitions},
-            "entity": {"history_max": 16, "entities_max": 16 if shape.is_crowded else 1_000},
+            "entity": {
+                "history_max": 16,
+                "entities_max": 16 if shape.is_crowded else 1_000,
+                "bucket": "7m",  # no window ends between two
+                "buckets_max": 12,  # the busiest go round
+            },
             "model": {"name": "logistic", "params": {"lr": 0.1}},
             "policy": {
                 "threshold": shape.threshold,
@@ -101,8 +112,14 @@ def settings_of(shape: Shape) -> Settings:
 
 def history_of(rng: random.Random, shape: Shape, n: int = 50) -> list[Input]:
     """Draw transactions and their labels: late, early, duplicated, corrected, unknown, broken."""
-    cards = [f"card-{i}" for i in range(40 if shape.is_crowded else rng.randint(2, 6))]
-    terminals = [f"shop-{i}" for i in range(40 if shape.is_crowded else rng.randint(1, 4))]
+    if shape.is_crowded:
+        n_cards, n_terminals = 40, 40
+    elif shape.is_busy:
+        n, n_cards, n_terminals = 2 * n, rng.randint(1, 2), 1
+    else:
+        n_cards, n_terminals = rng.randint(2, 6), rng.randint(1, 4)
+    cards = [f"card-{i}" for i in range(n_cards)]
+    terminals = [f"shop-{i}" for i in range(n_terminals)]
     placed: list[tuple[float, Input]] = []
     earlier: list[tuple[str, str, str]] = []
     for i in range(n):

@@ -21,11 +21,12 @@ from app.learning import LearnTask, new_learner, newest
 from app.records import Example, Partition, Position, Summary
 from app.stages import EntityTask
 from app.worker import fresh_champion
-from tests.simulator.world import held_of
+from tests.simulator.world import Known, held_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from app.core.buckets import BucketValue
     from app.core.learner import Learner
     from app.core.scoring import Batch
     from app.records import Alert, LabelOutcome, Record, Score
@@ -66,6 +67,8 @@ class Reference:
                 self.plan.windows[entity][1],
                 history_max=self.settings.entity.history_max,
                 entities_max=self.settings.entity.entities_max,
+                bucket_ms=self.settings.entity.bucket,
+                buckets_max=self.settings.entity.buckets_max,
                 upstreams=1 if entity == self.entities[0] else self.n_upstream,
             )
         return self.stores[entity, partition]
@@ -276,11 +279,10 @@ class Judge:
         if ours != theirs:
             for key in ours.keys() | theirs.keys():
                 if ours.get(key) != theirs.get(key):
-                    held, due = ours.get(key, []), theirs.get(key, [])
+                    held, due = ours.get(key, Known([], [])), theirs.get(key, Known([], []))
                     yield (
-                        f"state: {entity}[{task.partition}] {key} of {len(held)}, not {len(due)}: "
-                        f"{[one for one in held if one not in due]}, "
-                        f"not {[one for one in due if one not in held]}"
+                        f"state: {entity}[{task.partition}] {key}: {_beyond(held, due)}, "
+                        f"not {_beyond(due, held)}"
                     )
 
     def _mark_all(self, entity: str, partition: int, store: EntityStore) -> None:
@@ -288,16 +290,20 @@ class Judge:
         for record in log.records:
             fed = codec.read_feedback(record)
             key = (record.key or b"").decode()
-            store.mark(key, fed.transaction_id, is_fraud=fed.is_fraud)
+            store.mark(key, fed.transaction_id, is_fraud=fed.is_fraud, time_ms=fed.time_ms)
 
-    def _told(self, entity: str, store: EntityStore) -> dict[str, list[tuple[int, float, int]]]:
+    def _told(self, entity: str, store: EntityStore) -> dict[str, Known]:
         """What a store holds, without labels that could be another transaction's."""
         twice, seen = self.reference.twice, self.reference.seen
+        unclear = {key for kind, key, _ in twice if kind == entity}
         return {
-            key: [
-                (t, a, 0 if (entity, key, seen.get((entity, key, t, a), "")) in twice else label)
-                for t, a, label in held
-            ]
+            key: Known(
+                [
+                    (t, a, 0 if (entity, key, seen.get((entity, key, t, a), "")) in twice else x)
+                    for t, a, x in held.ring
+                ],
+                [_unlabelled(b) if key in unclear else b for b in held.buckets],
+            )
             for key, held in held_of(store).items()
         }
 
@@ -473,6 +479,18 @@ class Judge:
             for at, was in group.committed.items():
                 if was.offset != self.world.logs[at].end:
                     yield f"offset of {at} in {name}: {was.offset} of {self.world.logs[at].end}"
+
+
+def _beyond(held: Known, other: Known) -> Known:
+    """What is known of an entity here and not there."""
+    return Known(
+        [one for one in held.ring if one not in other.ring],
+        [one for one in held.buckets if one not in other.buckets],
+    )
+
+
+def _unlabelled(bucket: BucketValue) -> BucketValue:
+    return bucket._replace(frauds=0, legitimate=0, first_fraud_ms=0, last_fraud_ms=0, marks=())
 
 
 def _fresh(world: World) -> Learner:

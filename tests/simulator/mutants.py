@@ -13,7 +13,8 @@ from unittest.mock import patch
 from app import stages
 from app.alerting import AlertTask
 from app.core import learner as learners
-from app.core.entity import EntityStore
+from app.core.buckets import ABSORBED, HEARD, BucketPool, BucketValue
+from app.core.entity import EntityStore, SlotValue
 from app.core.learner import Learner
 from app.core.pending import Join, Waited
 from app.core.repeats import Repeats
@@ -175,15 +176,62 @@ def last_write_wins() -> AbstractContextManager[Any]:
     def mutated(real: Any, store: EntityStore, rows: Any) -> None:
         for (key, slot), value in rows:
             row = store.rows.get(key)
-            if row is not None and value is not None:
+            if row is not None and isinstance(value, SlotValue):
+                place = value.sequence % store._n_slots
                 store._guards[row] = -1
                 store._counts[row] = min(store._counts[row], value.sequence)
-                block = store._table[row, slot // 16]
+                block = store._table[row, place // 16]
                 if block >= 0:
-                    store._sequences[block, slot % 16] = -1
+                    store._sequences[block, place % 16] = -1
             real(store, [((key, slot), value)])
 
     return _around(EntityStore, "restore", mutated)
+
+
+def buckets_absorb_again() -> AbstractContextManager[Any]:
+    """A restored bucket does not know which transactions of the ring it holds already."""
+
+    def mutated(real: Any, store: EntityStore) -> None:
+        store._buckets._longs[:, ABSORBED] = -1
+        real(store)
+
+    return _around(EntityStore, "_settle", mutated)
+
+
+def buckets_absorb_nothing() -> AbstractContextManager[Any]:
+    """What a bucket in the changelog lacks is not looked for in the ring."""
+    return patch.object(EntityStore, "_settle", lambda store: store._restored.clear())
+
+
+def settled_buckets_not_written() -> AbstractContextManager[Any]:
+    """What a restored bucket took from the ring is durable only when it is touched again."""
+
+    def mutated(real: Any, store: EntityStore) -> None:
+        if store._restored:
+            real(store)
+            store._captured = []
+
+    return _around(EntityStore, "_settle", mutated)
+
+
+def bucket_forgets_whom_it_labelled() -> AbstractContextManager[Any]:
+    """A label that is said again counts again, where its transaction has left the ring."""
+
+    def mutated(real: Any, pool: BucketPool, *label: Any) -> Any:
+        pool._marks.clear()
+        return real(pool, *label)
+
+    return _around(BucketPool, "mark", mutated)
+
+
+def labels_of_buckets_do_not_count() -> AbstractContextManager[Any]:
+    """Of two rows of a bucket the one that absorbed more wins, whatever the other has heard."""
+
+    def mutated(real: Any, pool: BucketPool, line: int, place: int, value: BucketValue) -> None:
+        pool._longs[:, HEARD] = -1
+        real(pool, line, place, value._replace(heard=-1))
+
+    return _around(BucketPool, "restore", mutated)
 
 
 def evicted_rows_stay() -> AbstractContextManager[Any]:
@@ -297,6 +345,11 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         state_not_restored,
         scored_before_restored,
         last_write_wins,
+        buckets_absorb_again,
+        buckets_absorb_nothing,
+        settled_buckets_not_written,
+        bucket_forgets_whom_it_labelled,
+        labels_of_buckets_do_not_count,
         evicted_rows_stay,
         join_starts_at_the_commit,
         learner_starts_at_the_commit,

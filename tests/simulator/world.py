@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.core.entity import EntityStore
 from app.errors import Fenced
@@ -18,6 +18,7 @@ from tests.simulator.history import flush_of, history_of, settings_of, shape_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from app.core.buckets import BucketValue
     from app.records import Position, Record
     from tests.simulator.history import Input
 
@@ -37,11 +38,22 @@ class Figures:
     compactions: int = 0
     transactions: int = 0
     duplicate_scores: int = 0
+    bucketed: int = 0  # transactions that left their ring, in the end
 
 
-def held_of(store: EntityStore) -> dict[str, list[tuple[int, float, int]]]:
+class Known(NamedTuple):
+    """What a store knows of one entity."""
+
+    ring: list[tuple[int, float, int]]
+    buckets: list[BucketValue]
+
+
+def held_of(store: EntityStore) -> dict[str, Known]:
     """What a store knows of each entity."""
-    return {key: store.history(key) for key in store.rows}
+    return {
+        key: Known(store.history(key), [b._replace(heard=-1) for b in store.buckets(key)])
+        for key in store.rows
+    }
 
 
 @dataclass
@@ -313,6 +325,8 @@ class World(Driver):
                     again = task.stage.task(task.partition)
                     at = Partition(task.changelog, task.partition)
                     again.restore(at, self.logs[at].records)
+                    held = [b for known in held_of(task.store).values() for b in known.buckets]
+                    self.figures.bucketed += sum(bucket.n for bucket in held)
                     if again.store is None or held_of(task.store) != held_of(again.store):
                         self.broken.append(f"changelog: {at} is not what {process.name} holds")
 
