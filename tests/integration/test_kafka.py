@@ -205,7 +205,7 @@ def has_learnt(worker: Process, n: float) -> bool:
 
 async def test_killed_worker_loses_nothing_and_learns_nothing_twice(make_world):
     """With kill -9 in mid-stream, twice: every law holds as if nothing had happened."""
-    world = make_world()
+    world = make_world(entity={"history_max": 1_024})  # exact, as the reference is
     await world.create_topics()
     some = transactions(6_000, seed=3)
     told = labels_of(some, seed=4)

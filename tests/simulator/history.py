@@ -52,7 +52,7 @@ def shape_of(rng: random.Random) -> Shape:
         corrections=rng.choice(("ignore", "relearn")),
         is_crowded=(drawn := rng.random()) < 0.12,
         is_busy=drawn > 0.6,
-        holds_repeats=int(drawn * 1_000) % 5 < 2,  # noqa: PLR2004 - two in five
+        holds_repeats=int(drawn * 1_000) % 5 < 2,
         has_investigators=int(drawn * 10_000) % 2 == 0,
     )
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from app import stages
 from app.alerting import AlertTask
 from app.core import learner as learners
-from app.core.buckets import ABSORBED, HEARD, BucketPool, BucketValue
+from app.core.buckets import ABSORBED, BucketPool
 from app.core.entity import EntityStore, SlotValue
 from app.core.learner import Learner
 from app.core.pending import Join, Waited
@@ -224,16 +224,6 @@ def bucket_forgets_whom_it_labelled() -> AbstractContextManager[Any]:
     return _around(BucketPool, "mark", mutated)
 
 
-def labels_of_buckets_do_not_count() -> AbstractContextManager[Any]:
-    """Of two rows of a bucket the one that absorbed more wins, whatever the other has heard."""
-
-    def mutated(real: Any, pool: BucketPool, line: int, place: int, value: BucketValue) -> None:
-        pool._longs[:, HEARD] = -1
-        real(pool, line, place, value._replace(heard=-1))
-
-    return _around(BucketPool, "restore", mutated)
-
-
 def evicted_rows_stay() -> AbstractContextManager[Any]:
     """The changelog is not told which entities were let go."""
 
@@ -349,7 +339,6 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         buckets_absorb_nothing,
         settled_buckets_not_written,
         bucket_forgets_whom_it_labelled,
-        labels_of_buckets_do_not_count,
         evicted_rows_stay,
         join_starts_at_the_commit,
         learner_starts_at_the_commit,
