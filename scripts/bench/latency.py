@@ -1,0 +1,234 @@
+"""Latency at a steady rate: from when a transaction was due to when its score was received.
+
+An open-loop producer, a process of its own, sends record i at ``start + i / rate``, whatever
+the worker does. Latency counts from that time, and not from when the record was really sent: a
+pause of the worker, the broker or the producer is felt by every record that fell due meanwhile
+(no coordinated omission). It ends when a plain consumer of ``scores``, in this process, has the
+record in hand. One clock serves both (CLOCK_MONOTONIC of this machine).
+
+Everything shares the cores of one machine: producer, worker, broker and consumer. When the
+broker had acknowledged the transactions is told beside (``producer``). Percentiles are over all
+records that fell due after the warm-up; a record without a score within 30 s makes the run void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import orjson
+import typer
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from common import ROOT, err, kafka, machine, progress
+from contenders import CONTENDERS, HERE, Contender
+from drain import Where, drained, warmed
+from measured import cpu, end_orderly
+from payments import PARTITIONS, measured_world, payments, river_pipeline
+from speed import versions
+
+from app.kafka import client_settings
+
+#: To start the producer: it imports, connects, and waits for its time.
+_LEAD_S = 8.0
+_LATE_S = 30.0
+#: Records that warm a contender up, as fast as it goes.
+_WARM = 5_000
+_LONG = ("producer", "p50_ms_by_second")
+#: Records that measure how fast a contender is at its fastest.
+_FULL = 40_000
+
+
+class Receiver:
+    """Takes scores as they come, with the time."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, ids: Sequence[str]) -> None:
+        self._consumer = consumer
+        self._at = {name.encode(): i for i, name in enumerate(ids)}
+        self.received_s = np.full(len(ids), np.nan)
+        self.n = 0
+
+    async def run(self, until_s: float, advance: Any) -> None:
+        """Receive until every score is there, or it is too late."""
+        while self.n < len(self.received_s) and time.monotonic() < until_s:
+            fetched = await self._consumer.getmany(timeout_ms=200)
+            now_s = time.monotonic()
+            for records in fetched.values():
+                for record in records:
+                    i = self._at.get(record.key)
+                    if i is not None and np.isnan(self.received_s[i]):
+                        self.received_s[i] = now_s
+                        self.n += 1
+            advance(self.n)
+
+
+class Load(NamedTuple):
+    """So many records a second for so long, and before that for the warm-up."""
+
+    rate: float
+    seconds: float
+    warm_s: float
+
+    @property
+    def n(self) -> int:
+        """Records, those of the warm-up too."""
+        return int(self.rate * (self.warm_s + self.seconds))
+
+
+async def paced(contender: Contender, load: Load, where: Where, advance: Any) -> dict[str, Any]:
+    """One run at a rate; latencies in ms."""
+    stream = payments(_WARM + load.n, measured_world())
+    timed = stream[_WARM:]
+    async with warmed(contender, stream[:_WARM], where) as trial:
+        consumer = AIOKafkaConsumer(
+            **client_settings(trial.settings.kafka),
+            enable_auto_commit=False,
+            # What is there is taken at once; a partition that was just read waits no longer.
+            fetch_max_wait_ms=5,
+        )
+        await consumer.start()
+        try:
+            scores = trial.topics.scores.name
+            consumer.assign([TopicPartition(scores, p) for p in range(PARTITIONS)])
+            await consumer.seek_to_end()
+            receiver = Receiver(consumer, [orjson.loads(p.value)["transaction_id"] for p in timed])
+            topic = trial.topics.transactions.name
+            given = {"settings": trial.settings, "topic": topic, "payments": timed}
+            (trial.folder / "input").write_bytes(pickle.dumps(given))
+            start_s, before = time.monotonic() + _LEAD_S, cpu(trial.process.pid)
+            async with _producer(trial.folder / "input", start_s, load.rate) as producer:
+                await receiver.run(start_s + load.n / load.rate + _LATE_S, advance)
+                said, _ = await asyncio.wait_for(producer.communicate(), _LATE_S)
+            used = cpu(trial.process.pid).since(before)
+        finally:
+            await consumer.stop()
+    due_s = start_s + np.arange(load.n) / load.rate
+    ms = ((receiver.received_s - due_s) * 1e3)[int(load.rate * load.warm_s) :]
+    return {
+        "rate": load.rate,
+        **_percentiles(ms, load.rate),
+        "cpu_share": used.total_s / (load.n / load.rate),
+        "producer": json.loads(said),
+    }
+
+
+@contextlib.asynccontextmanager
+async def _producer(
+    given: Path, start_s: float, rate: float
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The producer, stopped at the end."""
+    producer = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(HERE / "speed_contenders" / "paced.py"),
+        env={
+            **os.environ,
+            "SPEED_INPUT": str(given),
+            "SPEED_START": repr(start_s),
+            "SPEED_RATE": repr(rate),
+        },
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield producer
+    finally:
+        if producer.returncode is None:
+            producer.terminate()
+            await producer.wait()
+
+
+def _percentiles(ms: np.ndarray[Any, Any], rate: float) -> dict[str, Any]:
+    """Figures of latencies in the order in which they fell due; NaN: no score came."""
+    missing = int(np.isnan(ms).sum())
+    second = (np.arange(len(ms)) / rate).astype(np.int64)
+    p50, p95, p99 = np.nanpercentile(ms, [50, 95, 99]).tolist()
+    return {
+        "records": len(ms),
+        "problem": f"{missing} records without a score" if missing else None,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "max_ms": float(np.nanmax(ms)),
+        "min_ms": float(np.nanmin(ms)),
+        # A median that grows from second to second is a rate that cannot be kept up.
+        "p50_ms_by_second": [
+            round(float(np.nanmedian(ms[second == s])), 1) for s in range(int(second[-1]) + 1)
+        ],
+    }
+
+
+def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Records a second; default: half of what it reaches."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Measured, after the warm-up.")] = 60.0,
+    warm_seconds: Annotated[float, typer.Option(min=0.0, help="At the rate, before.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs at the rate.")] = 3,
+    contender: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(CONTENDERS)}.")
+    ] = "weir-default",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on the last line.")
+    ] = False,
+) -> None:
+    """Milliseconds from when a transaction is due to when its score is received."""
+    end_orderly()
+    if contender not in CONTENDERS:
+        raise typer.BadParameter(f"{contender}; expected one of: {', '.join(CONTENDERS)}")
+    which = CONTENDERS[contender]
+    if problem := which.problem():
+        raise typer.BadParameter(f"{contender}: {problem}")
+    told: dict[str, Any] = {"contender": contender, "seconds": seconds}
+    with tempfile.TemporaryDirectory(prefix="weir-speed-") as folder, kafka("latency") as bootstrap:
+        model = river_pipeline(Path(folder))
+        if rate is None:
+            err.print("how fast it is at its fastest, first")
+            full = asyncio.run(
+                drained(
+                    which,
+                    payments(_WARM + _FULL, measured_world()),
+                    _WARM,
+                    Where(bootstrap, "latency.full.", model),
+                )
+            )
+            # What it can go on with: all that follows from a score done, too.
+            told["full_rate"] = full["settled_per_s"]
+            rate = round(full["settled_per_s"] / 2.0)
+        runs, load = [], Load(rate, seconds, warm_seconds)
+        for number in range(rounds):
+            with progress() as bar:
+                shown = bar.add_task(f"{contender} {rate:,.0f}/s", total=load.n, note="")
+                run = asyncio.run(
+                    paced(
+                        which,
+                        load,
+                        Where(bootstrap, f"latency.{number}.", model),
+                        lambda n: bar.update(shown, completed=n),  # noqa: B023 - used at once
+                    )
+                )
+            err.print({name: v for name, v in run.items() if name not in _LONG})
+            runs.append(run)
+    sound = [run for run in runs if not run["problem"]]
+    for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share"):
+        told[name] = float(np.median([run[name] for run in sound])) if sound else None
+    told |= {"rate": rate, "rounds": runs, "versions": versions(), **machine()}
+    if as_json:
+        print(json.dumps(told))
+    else:
+        shown = ("rate", "p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share")
+        print("\n".join(f"{name:10} {told[name]:12,.2f}" for name in shown))
+    raise typer.Exit(0 if sound else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
