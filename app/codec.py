@@ -503,8 +503,11 @@ def write_slot(slot: Slot, value: SlotValue | BucketValue | None) -> tuple[bytes
     if isinstance(value, BucketValue):
         fixed = _BUCKET.pack(*value[:-1], len(value.marks))
         return key, fixed + b"".join(_MARK.pack(*mark) for mark in value.marks)
-    fixed = _SLOT.pack(*value[:6], value.revision, len(value.guard))
-    return key, fixed + b"".join(_GUARD.pack(*pair) for pair in value.guard)
+    sequence, time_ms, amount, id_hash, other_hash, label, guard, revision = value
+    fixed = _SLOT.pack(sequence, time_ms, amount, id_hash, other_hash, label, revision, len(guard))
+    if len(guard) == 1:  # always, in the first stage
+        return key, fixed + _GUARD.pack(*guard[0])
+    return key, fixed + b"".join([_GUARD.pack(*pair) for pair in guard])
 
 
 def read_slot(key: bytes, value: bytes | None) -> Row:

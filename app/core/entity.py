@@ -28,7 +28,7 @@ from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue
 from app.core.windows import APPLIED, BLOCK, fold, n_leaving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -349,9 +349,7 @@ class EntityStore:
         """
         before, self._captured = self._captured, []
         gone: list[Row] = [(slot, None) for slot in self._gone]
-        slots: list[Row] = [
-            (slot, self._read(*slot, guard)) for slot, guard in self.touched.items() if slot[1] >= 0
-        ]
+        slots = self._read({slot: g for slot, g in self.touched.items() if slot[1] >= 0})
         buckets: list[Row] = [
             (slot, self._read_bucket(*slot)) for slot in self.touched if slot[1] < 0
         ]
@@ -484,22 +482,26 @@ class EntityStore:
         self.touched.pop((key, slot), None)  # to the end: the order of the changelog
         self.touched[key, slot] = guard
 
-    def _read(self, key: str, slot: int, guard: tuple[int, ...] | None = None) -> SlotValue | None:
-        row = self.rows.get(key)
-        if row is None or self._table[row, slot // BLOCK] < 0:
-            return None
-        place = (self._table[row, slot // BLOCK], slot % BLOCK)
-        guard = tuple(self._guards[row].tolist()) if guard is None else guard
-        return SlotValue(
-            int(self._sequences[place]),
-            int(self._times[place]),
-            float(self._amounts[place]),
-            int(self._ids[place]),
-            int(self._others[place]),
-            int(self._labels[place]),
-            tuple((p, offset) for p, offset in enumerate(guard) if offset >= 0),
-            int(self._revisions[place]),
+    def _read(self, guards: Mapping[Slot, tuple[int, ...]]) -> list[Row]:
+        """Slots as rows of the changelog, each with the guard that stood when it was written."""
+        if not guards:
+            return []
+        keys, slots = zip(*guards, strict=True)
+        n, at = len(keys), np.array(slots, np.int64)
+        rows = np.fromiter(map(self.rows.__getitem__, keys), np.int64, n)
+        places = (self._table[rows, at // BLOCK], at % BLOCK)
+        values = map(
+            SlotValue,
+            self._sequences[places].tolist(),
+            self._times[places].tolist(),
+            self._amounts[places].tolist(),
+            self._ids[places].tolist(),
+            self._others[places].tolist(),
+            self._labels[places].tolist(),
+            map(_pairs, guards.values()),
+            self._revisions[places].tolist(),
         )
+        return list(zip(guards, values, strict=True))
 
     def _read_bucket(self, key: str, slot: int) -> BucketValue | None:
         return self._buckets.value(int(self._lines[self.rows[key]]), ~slot, self._heard)
@@ -588,3 +590,10 @@ class EntityStore:
         self._counts[row], self._guards[row], self._table[row] = 0, -1, -1
         self._last_ms[row], self._lines[row] = np.iinfo(np.int64).min, 0
         self._free_rows.append(row)
+
+
+def _pairs(guard: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """A guard by upstream partition, without those of which nothing was applied."""
+    if len(guard) == 1:
+        return ((0, guard[0]),) if guard[0] >= 0 else ()
+    return tuple([(p, offset) for p, offset in enumerate(guard) if offset >= 0])

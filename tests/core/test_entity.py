@@ -82,7 +82,12 @@ def content(store: EntityStore) -> dict[str, Any]:
             int(store._counts[row]),
             store._guards[row].tolist(),
             int(store._last_ms[row]),
-            [store._read(key, s) for s in range(min(int(store._counts[row]), store.history_max))],
+            store._read(
+                {
+                    (key, s): tuple(store._guards[row].tolist())
+                    for s in range(min(int(store._counts[row]), store.history_max))
+                }
+            ),
         )
         for key, row in store.rows.items()
     }

@@ -58,9 +58,12 @@ def offset_guard_off() -> AbstractContextManager[Any]:
 
 def guard_of_the_whole_batch() -> AbstractContextManager[Any]:
     """Each row of a batch claims that all of the batch was applied."""
-    return _around(
-        EntityStore, "_read", lambda real, store, key, slot, guard=None: real(store, key, slot)
-    )
+
+    def mutated(real: Any, store: EntityStore, guards: Any) -> Any:
+        rows = store.rows
+        return real(store, {at: tuple(store._guards[rows[at[0]]].tolist()) for at in guards})
+
+    return _around(EntityStore, "_read", mutated)
 
 
 def learner_forgets_ids() -> AbstractContextManager[Any]:
