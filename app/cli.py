@@ -105,7 +105,7 @@ def _run_once(role: Any, settings: Settings) -> None:
     from app.admin import Admin
     from app.errors import Refused
     from app.topics import Topics
-    from app.worker import make_app, warm_up
+    from app.worker import calm_collector, make_app, warm_up
 
     logs.configure(settings.worker)
 
@@ -124,6 +124,7 @@ def _run_once(role: Any, settings: Settings) -> None:
     (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
     app = make_app(settings, role)
     warm_up(settings)
+    calm_collector()
     faust.Worker(app, quiet=True, loglevel=None, override_logging=False).execute_from_commandline()
 
 

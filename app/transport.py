@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -322,6 +323,10 @@ class Restorer(TableManager):
             return
         if generation_id != consumer.client._coordinator.generation:
             return  # another rebalance has begun; it restores again
+        # State lives as long as the task: no look for cycles need pass through it.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         flow.is_restored = flow.is_assigned = True
         took_s = round(time.monotonic() - started_s, 3)
         log.info("restored", tasks=len(tasks), records=n, seconds=took_s, generation=generation_id)
