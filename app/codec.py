@@ -25,10 +25,10 @@ from app.errors import SHOWN_MAX, Malformed
 from app.records import Alert, Example, Feedback, Hops, Position, Record, Score, Summary, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from app.config import LabelSettings, TransactionSettings
-    from app.core.entity import Row, Slot
+    from app.core.entity import EntityStore, Row, Slot, SlotColumns
     from app.core.features import FeaturePlan
     from app.records import Headers
 
@@ -490,6 +490,20 @@ def _own(decode: Callable[[bytes], T], record: Record) -> T:
 
 _SLOT = struct.Struct("<qqdQQbBH")
 _GUARD = struct.Struct("<Hq")
+#: The same, as columns hold them.
+_SLOTS = np.dtype(
+    [
+        ("sequence", "<i8"),
+        ("time", "<i8"),
+        ("amount", "<f8"),
+        ("id", "<u8"),
+        ("other", "<u8"),
+        ("label", "i1"),
+        ("revision", "u1"),
+        ("guards", "<u2"),
+    ]
+)
+_GUARDS = np.dtype([("upstream", "<u2"), ("offset", "<i8")])
 _SLOT_KEY = struct.Struct("<h")  # below 0: the place of a bucket
 _BUCKET = struct.Struct("<qqqdddqqqqqq32sH")
 _MARK = struct.Struct("<Qqb")
@@ -503,11 +517,36 @@ def write_slot(slot: Slot, value: SlotValue | BucketValue | None) -> tuple[bytes
     if isinstance(value, BucketValue):
         fixed = _BUCKET.pack(*value[:-1], len(value.marks))
         return key, fixed + b"".join(_MARK.pack(*mark) for mark in value.marks)
-    sequence, time_ms, amount, id_hash, other_hash, label, guard, revision = value
-    fixed = _SLOT.pack(sequence, time_ms, amount, id_hash, other_hash, label, revision, len(guard))
-    if len(guard) == 1:  # always, in the first stage
-        return key, fixed + _GUARD.pack(*guard[0])
-    return key, fixed + b"".join([_GUARD.pack(*pair) for pair in guard])
+    fixed = _SLOT.pack(*value[:6], value.revision, len(value.guard))
+    return key, fixed + b"".join(_GUARD.pack(*pair) for pair in value.guard)
+
+
+def write_slots(columns: SlotColumns) -> Iterator[tuple[bytes, bytes]]:
+    """Rows of an entity's changelog, each as ``write_slot`` has it; 1 us a row."""
+    known = columns.guards >= 0
+    upstreams = np.nonzero(known)[1]
+    pairs = np.empty(len(upstreams), _GUARDS)
+    pairs["upstream"], pairs["offset"] = upstreams, columns.guards[known]
+    fixed = np.empty(len(columns.at), _SLOTS)
+    fixed["sequence"], fixed["time"] = columns.sequences, columns.times_ms
+    fixed["amount"], fixed["id"], fixed["other"] = columns.amounts, columns.ids, columns.others
+    fixed["label"], fixed["revision"] = columns.labels, columns.revisions
+    fixed["guards"] = known.sum(axis=1)
+    ends = np.cumsum(fixed["guards"], dtype=np.int64) * _GUARD.size
+    packed, guards, end = fixed.tobytes(), pairs.tobytes(), 0
+    for i, ((name, slot), after) in enumerate(zip(columns.at, ends.tolist(), strict=True)):
+        start, end = end, after
+        at = i * _SLOT.size
+        key = name.encode() + b"\0" + _SLOT_KEY.pack(slot)
+        yield key, packed[at : at + _SLOT.size] + guards[start:end]
+
+
+def write_rows(store: EntityStore) -> Iterator[tuple[bytes, bytes | None]]:
+    """What a batch changed in a store, as rows of its changelog."""
+    before, slots, buckets = store.written()
+    yield from (write_slot(*row) for row in before)
+    yield from write_slots(slots)
+    yield from (write_slot(*row) for row in buckets)
 
 
 def read_slot(key: bytes, value: bytes | None) -> Row:

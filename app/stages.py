@@ -133,9 +133,9 @@ class EntityTask:
         else:
             self._on_feedback(partition, records, effects)
         if self.store is not None:
-            for slot, value in self.store.changes():
-                row = codec.write_slot(slot, value)
-                effects.state.append(Send(self.changelog, self.partition, *row))
+            effects.state += [
+                Send(self.changelog, self.partition, *row) for row in codec.write_rows(self.store)
+            ]
             self.stage.metrics.entities(self.stage.name, self.partition, self.store)
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:

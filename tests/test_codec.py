@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from app import codec
 from app.config import Settings, load
 from app.core.buckets import BucketValue
-from app.core.entity import SlotValue
+from app.core.entity import EntityStore, SlotValue
 from app.core.features import FeaturePlan
+from app.core.windows import WindowPlan
 from app.errors import Malformed, shown
 from app.join import JoinStage
 from app.learning import LearnStage
@@ -588,6 +589,29 @@ def test_bucket_in_the_changelog_is_read_as_it_was_written(place, value):
     key, written = codec.write_slot(("card-1", ~place), value)
     assert (("card-1", ~place), value) == codec.read_slot(key, written)
     assert key != codec.write_slot(("card-1", place), None)[0]
+
+
+@pytest.mark.parametrize("upstreams", [1, 3])
+def test_rows_in_columns_are_the_rows_one_by_one(upstreams):
+    """However a batch is written, the changelog holds the same bytes."""
+    store = EntityStore(WindowPlan.of([("count", 60_000, 0, 0.0, 0)]), upstreams=upstreams)
+    n, rng = 40, np.random.default_rng(upstreams)
+    store.apply(
+        [f"e{i % 7}" for i in range(n)],
+        times_ms=np.arange(n),
+        amounts=rng.random(n),
+        ids=[f"t{i}" for i in range(n)],
+        others=[f"o{i % 3}" for i in range(n)],
+        upstreams=rng.integers(0, upstreams, n),
+        offsets=np.arange(n),
+    )
+    for i in range(0, n, 9):
+        source = (0, -1)
+        store.mark(f"e{i % 7}", f"t{i}", is_fraud=i % 2 == 0, source=source)
+    _, slots, _ = store.written()
+    want = [codec.write_slot(*row) for row in slots.rows()]
+    assert len(want) == n
+    assert want == list(codec.write_slots(slots))
 
 
 def test_feedback_is_read_as_it_was_written():

@@ -63,6 +63,40 @@ class SlotValue(NamedTuple):
 Row = tuple[Slot, SlotValue | BucketValue | None]
 
 
+@dataclass(frozen=True)
+class SlotColumns:
+    """Rows of the changelog in columns; ``guards`` has shape (n, upstreams), -1: none."""
+
+    at: list[Slot]
+    sequences: NDArray[np.int64]
+    times_ms: NDArray[np.int64]
+    amounts: NDArray[np.float64]
+    ids: NDArray[np.uint64]
+    others: NDArray[np.uint64]
+    labels: NDArray[np.int8]
+    guards: NDArray[np.int64]
+    revisions: NDArray[np.uint8]
+
+    def rows(self) -> list[Row]:
+        """One row after another."""
+        guards = (
+            tuple((p, offset) for p, offset in enumerate(guard) if offset >= 0)
+            for guard in self.guards.tolist()
+        )
+        values = map(
+            SlotValue,
+            self.sequences.tolist(),
+            self.times_ms.tolist(),
+            self.amounts.tolist(),
+            self.ids.tolist(),
+            self.others.tolist(),
+            self.labels.tolist(),
+            guards,
+            self.revisions.tolist(),
+        )
+        return list(zip(self.at, values, strict=True))
+
+
 def hash_id(text: str) -> int:
     """64 bits of a name, equal in every process (Python's own hash is not).
 
@@ -342,10 +376,15 @@ class EntityStore:
         return sorted((b for b in held if b is not None), key=lambda b: b.first_ms)
 
     def changes(self) -> list[Row]:
-        """What was touched since the last call; None: the slot was let go.
+        """What was touched since the last call, as ``written``, one row after another."""
+        before, slots, buckets = self.written()
+        return [*before, *slots.rows(), *buckets]
 
-        What was let go comes first: an entity that left may have come back since, as a new one.
-        Buckets come last: a bucket in the changelog knows no more than the slots before it.
+    def written(self) -> tuple[list[Row], SlotColumns, list[Row]]:
+        """What was touched since the last call: what goes first, slots, buckets.
+
+        What was let go comes first, with None: an entity that left may have come back since, as a
+        new one. Buckets come last: a bucket in the changelog knows no more than the slots before.
         """
         before, self._captured = self._captured, []
         gone: list[Row] = [(slot, None) for slot in self._gone]
@@ -354,7 +393,7 @@ class EntityStore:
             (slot, self._read_bucket(*slot)) for slot in self.touched if slot[1] < 0
         ]
         self.touched, self._gone = {}, []
-        return before + gone + slots + buckets
+        return before + gone, slots, buckets
 
     def restore(self, slots: Iterable[Row]) -> None:
         """Take rows of the changelog in the order of the log.
@@ -482,26 +521,23 @@ class EntityStore:
         self.touched.pop((key, slot), None)  # to the end: the order of the changelog
         self.touched[key, slot] = guard
 
-    def _read(self, guards: Mapping[Slot, tuple[int, ...]]) -> list[Row]:
-        """Slots as rows of the changelog, each with the guard that stood when it was written."""
-        if not guards:
-            return []
-        keys, slots = zip(*guards, strict=True)
-        n, at = len(keys), np.array(slots, np.int64)
-        rows = np.fromiter(map(self.rows.__getitem__, keys), np.int64, n)
-        places = (self._table[rows, at // BLOCK], at % BLOCK)
-        values = map(
-            SlotValue,
-            self._sequences[places].tolist(),
-            self._times[places].tolist(),
-            self._amounts[places].tolist(),
-            self._ids[places].tolist(),
-            self._others[places].tolist(),
-            self._labels[places].tolist(),
-            map(_pairs, guards.values()),
-            self._revisions[places].tolist(),
+    def _read(self, guards: Mapping[Slot, tuple[int, ...]]) -> SlotColumns:
+        """Slots in columns, each with the guard that stood when it was written."""
+        n = len(guards)
+        rows = np.fromiter((self.rows[key] for key, _ in guards), np.int64, n)
+        slots = np.fromiter((slot for _, slot in guards), np.int64, n)
+        places = (self._table[rows, slots // BLOCK], slots % BLOCK)
+        return SlotColumns(
+            at=list(guards),
+            sequences=self._sequences[places],
+            times_ms=self._times[places],
+            amounts=self._amounts[places],
+            ids=self._ids[places],
+            others=self._others[places],
+            labels=self._labels[places],
+            guards=np.array(list(guards.values()), np.int64).reshape(n, self.upstreams),
+            revisions=self._revisions[places],
         )
-        return list(zip(guards, values, strict=True))
 
     def _read_bucket(self, key: str, slot: int) -> BucketValue | None:
         return self._buckets.value(int(self._lines[self.rows[key]]), ~slot, self._heard)
@@ -590,10 +626,3 @@ class EntityStore:
         self._counts[row], self._guards[row], self._table[row] = 0, -1, -1
         self._last_ms[row], self._lines[row] = np.iinfo(np.int64).min, 0
         self._free_rows.append(row)
-
-
-def _pairs(guard: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """A guard by upstream partition, without those of which nothing was applied."""
-    if len(guard) == 1:
-        return ((0, guard[0]),) if guard[0] >= 0 else ()
-    return tuple([(p, offset) for p, offset in enumerate(guard) if offset >= 0])

@@ -87,7 +87,7 @@ def content(store: EntityStore) -> dict[str, Any]:
                     (key, s): tuple(store._guards[row].tolist())
                     for s in range(min(int(store._counts[row]), store.history_max))
                 }
-            ),
+            ).rows(),
         )
         for key, row in store.rows.items()
     }

@@ -231,9 +231,10 @@ def evicted_rows_stay() -> AbstractContextManager[Any]:
     """The changelog is not told which entities were let go."""
 
     def mutated(real: Any, store: EntityStore) -> Any:
-        return [(slot, value) for slot, value in real(store) if value is not None]
+        before, slots, buckets = real(store)
+        return [row for row in before if row[1] is not None], slots, buckets
 
-    return _around(EntityStore, "changes", mutated)
+    return _around(EntityStore, "written", mutated)
 
 
 def join_starts_at_the_commit() -> AbstractContextManager[Any]:

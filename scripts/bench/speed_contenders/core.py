@@ -98,8 +98,7 @@ class Core:
             status = fold_entity(batch, index, task.store, task.columns)
             batch = batch.where(applied(status))
             clock.step("fold")
-            for slot, value in task.store.changes():
-                rows.append(Send(task.changelog, partition, *codec.write_slot(slot, value)))
+            rows += [Send(task.changelog, partition, *row) for row in codec.write_rows(task.store)]
             clock.step("changelog")
         effects = Effects()
         sent = Effects()
