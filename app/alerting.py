@@ -95,7 +95,10 @@ class AlertTask:
 
     def _fold(self, record: Record, effects: Effects) -> None:
         alert = codec.read_alert(record)
-        key = alert.entities[self.stage.told.entity]
+        kind = self.stage.told.entity
+        if kind not in alert.entities:
+            raise Malformed("entities", None, f"the value of {kind}")
+        key = alert.entities[kind]
         repeats = self.repeats.on_alert(key, alert.transaction_id, alert.time_ms, record.offset)
         if repeats is None:
             self.stage.metrics.suppressed()

@@ -23,7 +23,7 @@ from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.pending import LOOKED_AT, Join, JoinEffects, Label, moments
 from app.core.scoremap import bins_of
-from app.core.scoring import Batch, Champion, fold_entity
+from app.core.scoring import Batch, Champion, fold_entity, segment_of
 from app.files import UNLABELLED
 from app.learning import new_learner
 from app.records import Example, ModelVersion, Position, Score, Source, Summary
@@ -130,7 +130,7 @@ class Entities:
             published_ms=columns.times_ms[part],
             traces=[],
             segments=[
-                [value or "" for value in columns.categories[name][part]] for name in self.segments
+                list(map(segment_of, columns.categories[name][part])) for name in self.segments
             ],
         )
 
@@ -232,7 +232,7 @@ class Stream:
             return msgspec.structs.replace(fact, feature_means=means, feature_squares=squares)
         row, columns, entities = row_of(fact), self.columns, self.entities
         keys = [column[row] for column in columns.keys]
-        segments = {name: columns.categories[name][row] or "" for name in entities.segments}
+        segments = {name: segment_of(columns.categories[name][row]) for name in entities.segments}
         return msgspec.structs.replace(
             fact,
             entities=dict(zip(entities.names, keys, strict=True)),
@@ -385,6 +385,7 @@ def steps(
 
     No fraud becomes known to its entities within the transactions of one step.
     """
+    told_ms = np.maximum(told_ms, columns.times_ms + 1)  # never with its own transaction
     labels = np.argsort(due_ms, kind="stable")
     labels = labels[columns.labels[labels] != UNLABELLED]
     frauds = np.argsort(told_ms, kind="stable")

@@ -20,7 +20,7 @@ from app.core.buckets import BucketValue
 from app.core.entity import SlotValue
 from app.core.pending import Label
 from app.core.repeats import Shown
-from app.core.scoring import Batch
+from app.core.scoring import Batch, segment_of
 from app.errors import SHOWN_MAX, Malformed
 from app.records import Alert, Example, Feedback, Hops, Position, Record, Score, Summary, Verdict
 
@@ -36,9 +36,6 @@ ID_MAX: Final = 256
 #: Below, a number is taken for seconds, from here on for milliseconds: 1e11 s is the year 5138,
 #: 1e11 ms was 1973.
 _SECONDS_MAX: Final = 1e11
-
-#: The last millisecond of the year 9999, the last that ISO 8601 can name.
-_LABEL_TIME_MAX_MS: Final = 253_402_300_799_999
 
 encode = msgspec.json.Encoder().encode
 
@@ -265,7 +262,7 @@ class TransactionReader:
             offsets=np.array([row[0].offset for row in good], np.int64),
             published_ms=np.array([row[0].timestamp_ms for row in good], np.int64),
             traces=[trace_of(row[0].headers) for row in good],
-            segments=[[c or "" for c in categories[name]] for name in self._of.segments],
+            segments=[list(map(segment_of, categories[name])) for name in self._of.segments],
         )
         return Decoded(batch, [row[0] for row in good], refused)
 
@@ -313,9 +310,9 @@ def _category(value: Any) -> str | None:
 class LabelReader:
     """Labels of the declared schema."""
 
-    def __init__(self, settings: LabelSettings) -> None:
-        """Compile the declared schema."""
-        self._of = settings
+    def __init__(self, settings: LabelSettings, ahead_ms: int = 86_400_000) -> None:
+        """Compile the declared schema; ``ahead_ms``: how far a label may be ahead of its record."""
+        self._of, self._ahead_ms = settings, ahead_ms
         fields: dict[str, Any] = {
             settings.transaction_id: str | int,
             settings.value: bool | int,
@@ -341,9 +338,10 @@ class LabelReader:
             time = time_ms_of(at, "auto")
         except OverflowError:
             time = -1
-        if not 0 <= time <= _LABEL_TIME_MAX_MS:
+        if not 0 <= time <= record.timestamp_ms + self._ahead_ms:
             shown = at.isoformat() if isinstance(at, datetime) else at
-            raise Malformed(of.time, shown, "a time from 1970 to 9999")
+            ahead = f"{self._ahead_ms // 1000} s after it was published"
+            raise Malformed(of.time, shown, f"a time from 1970 to {ahead}")
         return Label(transaction_id, bool(value), time, named, record)
 
 
@@ -447,21 +445,25 @@ class HeldScore(msgspec.Struct, gc=False):
     time_ms: int
     score: float
     is_alert: bool
-    value: bytes = b""
+    feature_schema: str
+    value: bytes
 
     def whole(self) -> Score:
-        """Everything that was used to decide. Raises Malformed if it is not a score."""
-        return read_score(Record(-1, None, self.value, -1))
-
-
-_held = msgspec.json.Decoder(HeldScore).decode
+        """Everything that was used to decide: what was read once can be read again."""
+        return _score(self.value)
 
 
 def hold_score(record: Record) -> HeldScore:
-    """A score that a worker published, most of it unread. Raises Malformed if it is none."""
-    held = _own(_held, record)
-    held.value = record.value or b""
-    return held
+    """A score that a worker published, ready to be kept. Raises Malformed if it is none."""
+    score, value = read_score(record), record.value or b""
+    return HeldScore(
+        score.transaction_id,
+        score.time_ms,
+        score.score,
+        score.is_alert,
+        score.feature_schema,
+        value,
+    )
 
 
 def read_example(record: Record) -> Example | Summary | Verdict:
@@ -588,13 +590,15 @@ def read_shown(key: bytes, value: bytes | None) -> tuple[str, Shown | None]:
 
 
 TRACE: Final = "traceparent"
+#: 55 by the W3C's first version; what is longer is not passed on.
+TRACE_BYTES: Final = 128
 
 
 def trace_of(headers: Headers) -> bytes | None:
     """The W3C trace context of a record, if it carries one."""
     for name, value in headers:
         if name == TRACE:
-            return value
+            return value if len(value) <= TRACE_BYTES else None
     return None
 
 

@@ -199,7 +199,8 @@ class CategoryFeature(Table):
     kind: Literal["category"]
     field: str
     encoding: Literal["hashed", "target"] = "hashed"
-    buckets: int = Field(default=8, ge=2, le=65_536)  # hashed: columns; target: codes
+    buckets: int = Field(default=8, ge=2, le=1_024)  # "hashed": columns
+    codes: int = Field(default=1_024, ge=2, le=65_536)  # "target": values told apart
 
 
 class WindowFeature(Table):
@@ -296,7 +297,7 @@ class PolicySettings(Table):
 
     kind: Literal["threshold", "cost", "budget"] = "threshold"
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)  # and what a budget begins with
-    alerts_per_day: float = Field(default=100.0, gt=0.0)  # "budget": of event time
+    alerts_per_day: Finite = Field(default=100.0, gt=0.0)  # "budget": of event time
     review_cost: float = Field(default=5.0, ge=0.0)  # "cost": in the unit of the amount
     recovery: float = Field(default=1.0, gt=0.0, le=1.0)  # "cost": share an alert in time saves
     explore: float = Field(default=0.0, ge=0.0, lt=1.0)  # share of all else shown at random
@@ -441,6 +442,16 @@ class Settings(BaseSettings):
         for table, lists in (("allow", self.policy.allow), ("block", self.policy.block)):
             for entity in sorted(set(lists) - set(transaction.entities)):
                 msg = f"policy.{table} names {shown(entity)}; expected one of transaction.entities"
+                raise ValueError(msg)
+        bounds = [(rule.amount_min, rule.amount_max) for rule in self.policy.rules]
+        asks_amount = self.policy.kind == "cost" or any(b != (None, None) for b in bounds)
+        if asks_amount and not transaction.amount:
+            what = 'policy.kind "cost" and rules with amounts need'
+            msg = f"{what} transaction.amount; expected the name of a field"
+            raise ValueError(msg)
+        for at, (low, high) in enumerate(bounds):
+            if low is not None and high is not None and low >= high:
+                msg = f"policy.rules[{at}].amount_max is {high:g}; expected more than amount_min"
                 raise ValueError(msg)
         for at, rule in enumerate(self.policy.rules):
             for segment in sorted(set(rule.segments) - set(transaction.segments)):

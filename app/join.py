@@ -36,7 +36,7 @@ class JoinStage:
     def __post_init__(self) -> None:
         """Find the place of the join in the flow."""
         self.topics = (self.topics_by_role.scores.name, self.topics_by_role.labels.name)
-        self.reader = codec.LabelReader(self.settings.label)
+        self.reader = codec.LabelReader(self.settings.label, self.settings.transaction.ahead_max)
 
     def task(self, partition: int) -> JoinTask:
         """Return a new task for one partition, with nothing restored yet."""

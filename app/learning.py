@@ -14,7 +14,7 @@ from app import codec
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Terms
 from app.core.investigators import Investigators
-from app.core.learner import Learner
+from app.core.learner import FORMAT, Learner
 from app.core.measures.rows import DAY_MS
 from app.core.models import make_model
 from app.errors import Malformed, Misconfigured, Refused
@@ -49,17 +49,8 @@ def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
     told, waits = settings.model, settings.learner.investigators
     try:
         model = make_model(told.name, plan.names, seed=told.seed, **told.params)
-        theirs = make_model(waits.name or told.name, plan.names, seed=told.seed + 1, **waits.params)
     except (TypeError, ValueError) as error:
         raise Misconfigured(f"[model]: {error}") from error
-    investigators = Investigators(
-        model=theirs,
-        sources=waits.sources,
-        share=waits.share,
-        wait_ms=waits.wait,
-        waiting_max=waits.waiting_max,
-        frauds_min=told.cold_start,
-    )
     return Learner(
         name=CHAMPION,
         model=model,
@@ -70,9 +61,50 @@ def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
         cold_start=told.cold_start,
         calibrates=told.calibrate,
         encoding=Encoding(*plan.encoded, prior=told.target_prior),
-        investigators=investigators if waits.sources else None,
+        investigators=_investigators(settings, plan) if waits.sources else None,
+        told=made_with(settings),
         evaluation=Evaluation(terms_of(settings)),
     )
+
+
+def _investigators(settings: Settings, plan: FeaturePlan) -> Investigators:
+    told, waits = settings.model, settings.learner.investigators
+    name, seed = waits.name or told.name, told.seed + 1
+    try:
+        model = make_model(name, plan.names, seed=seed, **waits.params)
+    except (TypeError, ValueError) as error:
+        raise Misconfigured(f"[learner.investigators]: {error}") from error
+    return Investigators(
+        model=model,
+        sources=waits.sources,
+        share=waits.share,
+        wait_ms=waits.wait,
+        waiting_max=waits.waiting_max,
+        frauds_min=told.cold_start,
+    )
+
+
+def made_with(settings: Settings) -> dict[str, str]:
+    """Settings that a model keeps for as long as it lives, by their name, as texts."""
+    learner = settings.learner
+    kept: dict[str, Any] = {
+        "model": settings.model.model_dump(),
+        "evaluation": settings.evaluation.model_dump(exclude={"sources"}),
+        "evaluation.sources": sorted(settings.evaluation.sources),
+        "learner.corrections": learner.corrections,
+        "learner.investigators": learner.investigators.model_dump(exclude={"sources"}),
+        "learner.investigators.sources": sorted(learner.investigators.sources),
+        "transaction.segments": settings.transaction.segments,
+    }
+    return {name: repr(value) for name, value in kept.items()}
+
+
+def warn_of_other_settings(learner: Learner, settings: Settings) -> None:
+    """Say which settings do not count, because the model in use was made with others."""
+    differ = [name for name, v in made_with(settings).items() if learner.told.get(name) != v]
+    if differ:
+        mend = "they count for a model that is learnt anew: docs/policy.md"
+        log.warning("model_was_made_with_other_settings", settings=differ, mend=mend)
 
 
 def terms_of(settings: Settings) -> Terms:
@@ -112,6 +144,9 @@ def open_snapshot(record: Record, settings: Settings, plan: FeaturePlan) -> Lear
     learner = unseal(record.value or b"", [settings.learner.key.get_secret_value().encode()])
     if not isinstance(learner, Learner):
         msg = f"snapshot holds a {type(learner).__name__}; expected a Learner"
+        raise Refused(msg)
+    if getattr(learner, "format", None) != FORMAT:
+        msg = "snapshot was written by another version of weir: the model is learnt anew"
         raise Refused(msg)
     if learner.schema != plan.schema:
         msg = (
@@ -175,6 +210,8 @@ class LearnTask:
     def start(self) -> Mapping[Partition, int]:
         """The examples after those that the snapshot holds, wherever the offsets stand."""
         self._adopt()
+        if self.learner.position >= 0:
+            warn_of_other_settings(self.learner, self.stage.settings)
         return {self.inputs[0]: self.learner.position + 1}
 
     def apply(

@@ -209,6 +209,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     mean_score: float
     bins: list[int] = []  # of the log-odds of each score (``core.scoremap``)
     n_looked: int = 0  # of them the features were looked at
+    feature_schema: str = ""  # of these
     feature_means: list[float | None] = []  # in schema order; null: never there
     feature_squares: list[float] = []  # sums of squared deviations from those means
     first_time_ms: int

@@ -161,6 +161,9 @@ def unseal(snapshot: bytes, keys: Iterable[bytes]) -> Any:
         ImportError,
         EOFError,
         IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
     ) as error:
         msg = f"snapshot was written by another version of weir: {error}"
         raise Refused(msg) from error

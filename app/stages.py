@@ -26,7 +26,9 @@ from app.tasks import Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from app.config import Settings
     from app.core.features import FeaturePlan
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from app.tasks import Task
     from app.topics import Topics
 
-#: 256 transactions in one record: with a hundred features a quarter of what a broker takes.
-HOPS_MAX: Final = 256
+#: 256 KiB: a quarter of what a broker takes in one record by default.
+HOPS_BYTES: Final = 262_144
 #: Headers of a dead letter: position, reason, the record's own.
 _HEADERS_BYTES: Final = 65_536
 
@@ -201,9 +203,19 @@ class EntityTask:
         places = np.array(partitions_of(keys, topic.partitions), np.int64)
         for partition in np.unique(places).tolist():
             mine = np.flatnonzero(places == partition)
-            for start in range(0, len(mine), HOPS_MAX):
-                value = stage.goes.write(batch.take(mine[start : start + HOPS_MAX]))
-                effects.outputs.append(Send(topic.name, partition, None, value))
+            effects.outputs += [
+                Send(topic.name, partition, None, value) for value in self._packed(batch, mine)
+            ]
+
+    def _packed(self, batch: Batch, at: NDArray[np.int64]) -> Iterator[bytes]:
+        """Some transactions of a batch, in as few records as a broker takes."""
+        value = self.stage.goes.write(batch.take(at))
+        if len(value) <= HOPS_BYTES or len(at) == 1:
+            yield value
+            return
+        half = len(at) // 2
+        yield from self._packed(batch, at[:half])
+        yield from self._packed(batch, at[half:])
 
     def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
         stage, topics = self.stage, self.stage.topics_by_role

@@ -171,7 +171,11 @@ class Topics:
             if held is None
             else RepeatTopics(
                 spec(f"weir.alerts.{held.entity}", f"alerts by {held.entity}", read),
-                spec("weir.changelog-alerts", f"the last alert of each {held.entity}", compact),
+                spec(
+                    f"weir.changelog-alerts.{held.entity}",
+                    f"the last alert of each {held.entity}",
+                    compact,
+                ),
             ),
         )
 

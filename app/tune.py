@@ -185,7 +185,8 @@ class Space:
 
     def model_of(self, chosen: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
         """What ``[model]`` becomes with the values that a trial has chosen."""
-        told = {key: chosen.get(key, getattr(settings.model, key)) for key in _MODEL_KEYS}
+        told = settings.model.model_dump(exclude={"params"})
+        told |= {key: chosen[key] for key in _MODEL_KEYS if key in chosen}
         name = told["name"]
         # The configured parameters are those of the configured model.
         params = dict(settings.model.params) if name == settings.model.name else {}

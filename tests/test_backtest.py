@@ -173,3 +173,16 @@ def test_report_that_cannot_be_written_is_refused_before_the_pass(file, tmp_path
     result = CliRunner().invoke(cli, ["backtest", str(file), "--report", str(tmp_path / "r.pdf")])
     assert isinstance(result.exception, Refused)
     assert ".html" in str(result.exception)
+
+
+def test_fraud_told_at_once_is_known_to_the_next_payment(columns):
+    """However short the delay, and however large the steps: never with its own payment."""
+    columns, its = columns.part(slice(0, 600)), settings()
+    due_ms = due_after(columns.times_ms, 0)
+    runs = [
+        Backtest(its, batch_max=n, keep_features=True).run(columns, due_ms) for n in (1, 7, 512)
+    ]
+    for run_ in runs[1:]:
+        assert runs[0].features is not None
+        assert run_.features is not None
+        assert runs[0].features.tobytes() == run_.features.tobytes()

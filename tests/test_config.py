@@ -57,6 +57,15 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
         "[[policy.rules]]\nname = 'web'\nsegments = {channel = ['web']}",
         ('policy.rules[0].segments names "channel"', "transaction.segments"),
     ),
+    (
+        "profile = 'stream'\n[policy]\nkind = 'cost'",
+        ("transaction.amount", "the name of a field"),
+    ),
+    (
+        "[[policy.rules]]\nname = 'a'\namount_min = 5\namount_max = 5",
+        ("policy.rules[0].amount_max is 5", "more than amount_min"),
+    ),
+    ("[policy]\nalerts_per_day = inf", ("policy.alerts_per_day is inf", "finite")),
     ("[policy.repeats]\nentity = 'shop'", ('policy.repeats.entity is "shop"', "entities")),
     ("[transaction]\nsegments = ['channel']", ('segments names "channel"', "categories")),
     ("[topics]\npartitions = 0", ("topics.partitions is 0", "greater than or equal to 1")),

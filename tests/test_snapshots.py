@@ -237,3 +237,12 @@ def test_snapshot_of_something_else_is_refused():
     """Signed, listed, and yet no learner."""
     with pytest.raises(Refused, match="holds a dict; expected a Learner"):
         open_snapshot(record(0, seal({}, SECRET)), STREAM, PLAN)
+
+
+def test_snapshot_of_an_older_program_is_refused(monkeypatch):
+    """What it lacks would be missed later: the model is learnt anew from the log."""
+    monkeypatch.setattr("app.core.learner.FORMAT", 1)
+    old = at(5)
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="another version of weir"):
+        open_snapshot(record(0, old), STREAM, PLAN)

@@ -82,7 +82,7 @@ class FeaturePlan:
     @cached_property
     def encoded(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Columns that hold the code of a category, and how many codes there are in each."""
-        target = [(at, f.buckets) for at, f in self.own if is_target(f)]
+        target = [(at, f.codes) for at, f in self.own if is_target(f)]
         return tuple(at for at, _ in target), tuple(n for _, n in target)
 
     @cached_property
@@ -112,7 +112,7 @@ class FeaturePlan:
                     rows[:, at + i] = calendar(part, times_ms, feature.night_until_hour)
             elif is_target(feature):
                 rows[:, at] = [
-                    math.nan if category is None else hash_id(category) % feature.buckets
+                    math.nan if category is None else hash_id(category) % feature.codes
                     for category in categories[feature.field]
                 ]
             else:
@@ -140,7 +140,7 @@ def names_of(feature: Any) -> list[str]:
     if feature.kind == "calendar":
         return list(feature.names or feature.parts)
     if is_target(feature):
-        return [f"{feature.field}_fraud_share"]
+        return [f"{feature.field}_fraud_share_{feature.codes}"]
     if feature.kind == "category":
         return [f"{feature.field}_{i}" for i in range(feature.buckets)]
     stat = f"last{feature.newest}" if feature.stat == "last" else feature.stat

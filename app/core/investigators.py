@@ -73,9 +73,10 @@ class Investigators:
             return []
         return [self.waiting.popitem(last=False)[1][1]]
 
-    def take(self, key: int) -> bool:
+    def take(self, key: int) -> Lesson | None:
         """Stop waiting with a transaction, because another label says what it is."""
-        return self.waiting.pop(key, None) is not None
+        _, lesson = self.waiting.pop(key, (0, None))
+        return lesson
 
     def due(self, now_ms: int) -> list[Lesson]:
         """What has waited long enough at event time ``now_ms``, oldest first."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from app.records import Outcome
 
 
+#: Raised whenever what a learner holds is no longer what an older program wrote.
+FORMAT: Final = 2
 #: 1,024: shares of frauds move little within, and a line is fitted in half a millisecond.
 REFRESH_EXAMPLES: Final = 1_024
 
@@ -76,6 +78,7 @@ class Learner:
     encoding: Encoding = field(default_factory=Encoding)
     investigators: Investigators | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
+    told: dict[str, str] = field(default_factory=dict)  # settings it was made with, for people
     position: int = -1
     n_learned: int = 0
     n_frauds: int = 0
@@ -133,11 +136,20 @@ class Learner:
             elif isinstance(record, Verdict):
                 if record.outcome.origin not in self.decided:
                     self._decide(record.outcome, effects)
+                    self._confirm(record.outcome, lessons)
             else:
                 self._meet(record, lessons, effects)
         self._learn(lessons)
         effects.n_learned = len(lessons.judged)
         return effects
+
+    def _confirm(self, outcome: LabelOutcome, lessons: Lessons) -> None:
+        """Learn at once what an investigator said, where a late label says it again."""
+        told = self.investigators
+        if told is None or outcome.outcome != "duplicate" or outcome.label_source in told.sources:
+            return
+        lesson = told.take(hash_id(outcome.transaction_id))
+        lessons.taught.extend([(self.model, lesson)] if lesson else [])
 
     def _meet(self, example: Example, lessons: Lessons, effects: LearnerEffects) -> None:
         """Decide what becomes of an example, and who learns it when."""
@@ -159,7 +171,7 @@ class Learner:
         lessons.taught.extend((self.model, one) for one in told.due(example.label_time_ms))
         key = hash_id(example.transaction_id)
         if not told.hears(example):
-            has_waited = told.take(key)
+            has_waited = told.take(key) is not None
             lessons.taught.extend([(self.model, lesson)] if has_waited else mine)
         elif is_news:
             lessons.taught.append((told.model, lesson))
@@ -228,7 +240,7 @@ class Learner:
             return
         self.summarised[summary.partition] = summary.last_offset
         self.scores.update(np.array(summary.bins, np.int64), summary.last_time_ms)
-        if len(summary.feature_means) == len(self.novelty.means):
+        if summary.n_looked and summary.feature_schema == self.schema:
             means = np.array(summary.feature_means, np.float64)
             self.novelty.merge(summary.n_looked, means, np.array(summary.feature_squares))
         effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
@@ -281,7 +293,7 @@ class Learner:
     def __getstate__(self) -> dict[str, Any]:
         """State as plain values; the memory of ids as one tuple, small when pickled."""
         learnt, decided = list(self.learnt.items()), list(self.decided)
-        return {**self.__dict__, "learnt": learnt, "decided": decided}
+        return {**self.__dict__, "format": FORMAT, "learnt": learnt, "decided": decided}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Go on exactly where the state was taken."""

@@ -96,6 +96,10 @@ class Scored(Protocol):
     def is_alert(self) -> bool:
         """Whether the policy brings it to a person."""
 
+    @property
+    def feature_schema(self) -> str:
+        """Which features it was given for."""
+
     def whole(self) -> Score:
         """Everything that was used to decide."""
 
@@ -367,7 +371,9 @@ class Join:
         if at.offset % SUMMARY_SCORES != SUMMARY_SCORES - 1 and len(self._run) < SUMMARY_SCORES:
             return
         run, self._run = self._run, []
-        looked = [scored.whole().features for scored in run[::LOOKED_AT]]
+        schema = run[-1].feature_schema  # a run may begin before a change of the features
+        some = [scored for scored in run[::LOOKED_AT] if scored.feature_schema == schema]
+        looked = [scored.whole().features for scored in some]
         means, squares = moments(np.array(looked, np.float64))
         effects.examples.append(
             Summary(
@@ -378,6 +384,7 @@ class Join:
                 n_alerts=sum(s.is_alert for s in run),
                 mean_score=sum(s.score for s in run) / len(run),
                 n_looked=len(looked),
+                feature_schema=schema,
                 feature_means=means,
                 feature_squares=squares,
                 bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),

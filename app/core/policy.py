@@ -112,17 +112,21 @@ class Policy:
                 line if self.kind == "budget" and line is not None else self.threshold
             )
         fired = np.where(fires, KIND, NOTHING).astype(np.int16)
+        never = np.zeros(len(scores), np.bool_)
         for place in reversed(range(len(self.rules))):
             rule = self.rules[place]
             covered = rule.covers(amounts, segments)
             asks = scores[covered] >= (np.inf if rule.threshold is None else rule.threshold)
             fired[covered] = np.where(asks, RULES + place, NOTHING)
-        fired[_listed(self.allow, keys, len(scores))] = NOTHING
+            never[covered] = rule.threshold is None
+        allowed = _listed(self.allow, keys, len(scores))
+        fired[allowed] = NOTHING
+        never |= allowed
         fired[_listed(self.block, keys, len(scores))] = BLOCKED
-        propensity = np.where(fired != NOTHING, 1.0, self.explore)
+        propensity = np.where(fired != NOTHING, 1.0, np.where(never, 0.0, self.explore))
         if self.explore:
             drawn = np.array([hash_id(f"explore {identity}") / 2.0**64 for identity in ids])
-            fired[(fired == NOTHING) & (drawn < self.explore)] = EXPLORED
+            fired[(fired == NOTHING) & ~never & (drawn < self.explore)] = EXPLORED
         return Verdicts(fired != NOTHING, propensity, fired)
 
     def words(self, fired: int, line: float | None = None) -> str:

@@ -29,6 +29,7 @@ class Shown(NamedTuple):
     guard: int  # highest offset applied of this entity
     held: tuple[int, ...] = ()  # hashes of the transactions held back, up to ``COUNTED_MAX``
     repeats: int = 0  # how many were held back before it
+    previous: int = -1  # hash of the transaction shown before
 
 
 @dataclass
@@ -53,16 +54,19 @@ class Repeats:
     def on_alert(self, key: str, transaction_id: str, time_ms: int, offset: int) -> int | None:
         """How many alerts were held back before this one; None: it is held back itself.
 
-        What was shown and comes again, as after a crash, is shown again.
+        What was shown last and comes again, as after a crash, is shown again.
         """
         before, transaction = self.shown.get(key), hash_id(transaction_id)
         if before is not None and offset <= before.guard:
             return None  # what it caused was delivered before its state was
         if before is None or time_ms >= before.time_ms + self.window_ms:
             repeats = len(before.held) if before else 0
-            told = Shown(time_ms, transaction, offset, offset, (), repeats)
+            previous = before.transaction if before else -1
+            told = Shown(time_ms, transaction, offset, offset, (), repeats, previous)
         elif transaction == before.transaction:
             told = before._replace(at=offset, guard=offset)
+        elif transaction == before.previous:
+            return None  # it was shown, and is said again
         elif transaction in before.held or len(before.held) >= COUNTED_MAX:
             return None
         else:
@@ -89,7 +93,8 @@ class Repeats:
             before = self.shown.get(key)
             if before is None or told.guard >= before.guard:
                 self.shown[key] = told
-        self.shown = OrderedDict(sorted(self.shown.items(), key=lambda row: row[1].at))
+        newest = sorted(self.shown.items(), key=lambda row: row[1].at)[-self.entities_max :]
+        self.shown = OrderedDict(newest)
 
     def _keep(self, key: str, told: Shown) -> None:
         self.shown[key] = told

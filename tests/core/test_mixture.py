@@ -14,7 +14,7 @@ from app.core.models import make_model
 from app.core.models.digest import digest_of
 from app.core.novelty import Novelty
 from app.core.pending import MATURITY
-from app.records import Example
+from app.records import Example, LabelOutcome, Verdict
 from app.snapshots import seal, unseal
 
 NAMES = ("a", "b", "code")
@@ -189,6 +189,20 @@ def test_late_label_is_what_the_model_of_everything_learns(is_fraud):
     fed(learner, example("t1", is_fraud=True, source="analyst"))
     outcome = fed(learner, example("t1", is_fraud=is_fraud, offset=1, at_ms=DAY_MS))
     assert outcome == ["duplicate" if is_fraud else "corrected"]
+    assert learner.n_taught == 1
+    fed(learner, example("t2", offset=2, at_ms=30 * DAY_MS))
+    assert learner.n_taught == 2
+
+
+def test_late_label_that_agrees_ends_the_wait():
+    """The join sends no example for it, but a verdict; the model of everything learns at once."""
+    learner = learner_of()
+    fed(learner, example("t1", is_fraud=True, source="analyst"))
+    outcome = LabelOutcome(
+        transaction_id="t1", outcome="duplicate", is_fraud=True, label_source="chargeback",
+        origin=("labels", 0, 9),
+    )  # fmt: skip
+    learner.apply([(learner.position + 1, Verdict(outcome=outcome))])
     assert learner.n_taught == 1
     fed(learner, example("t2", offset=2, at_ms=30 * DAY_MS))
     assert learner.n_taught == 2

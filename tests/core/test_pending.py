@@ -4,11 +4,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.pending import MATURITY, SUMMARY_SCORES, Join, JoinEffects, Label
+from app.core.pending import LOOKED_AT, MATURITY, SUMMARY_SCORES, Join, JoinEffects, Label
 from app.records import Example, ModelVersion, Position, Score, Source, Summary
 
 MATURITY_MS, FORGET_MS, EARLY_MS = 1_000, 500, 100
@@ -344,3 +345,18 @@ def test_summary_is_read_as_it_was_meant():
         summary.partition, summary.first_offset, summary.last_offset, summary.n, summary.n_alerts,
     )  # fmt: skip
     assert (100, 155) == (summary.first_time_ms, summary.last_time_ms)
+
+
+def test_run_over_a_change_of_features_looks_at_the_newer_ones():
+    """Scores of two schemas may stand in one run; only those of the last are looked at."""
+    join, effects = Join(maturity_ms=1_000, forget_ms=1_000, early_ms=1_000), JoinEffects()
+    for i in range(SUMMARY_SCORES):
+        score = score_of(f"t{i}", i)
+        if i >= 100:
+            score = msgspec.structs.replace(score, features=[2.0, 3.0, 4.0], feature_schema="new")
+        join.on_score(score, Position("scores", 0, i), effects)
+    (summary,) = effects.examples
+    assert isinstance(summary, Summary)
+    assert summary.feature_schema == "new"
+    assert summary.feature_means == [2.0, 3.0, 4.0]
+    assert summary.n_looked == len(range(104, SUMMARY_SCORES, LOOKED_AT))

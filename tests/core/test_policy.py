@@ -166,6 +166,25 @@ def test_first_rule_that_covers_a_transaction_decides(rules, expected):
         assert policy.words(int(fired)).startswith("rule ")
 
 
+def test_never_is_never():
+    """What may not alert is not shown at random either, and says so in its propensity."""
+    n = 2_000
+    policy = Policy(
+        threshold=2.0,
+        explore=0.5,
+        rules=[Rule("small", amount_max=5.0)],
+        allow={"card": frozenset({"own"})},
+    )
+    cards, amounts = ["own", "other"] * (n // 2), np.repeat([1.0, 10.0], n // 2)
+    ids = [f"t{i}" for i in range(n)]
+    found = policy.assess(np.zeros(n), amounts, {"card": cards}, ids)
+    never = (np.array(cards) == "own") | (amounts < 5.0)
+    assert not found.alerts[never].any()
+    assert set(found.propensity[never]) == {0.0}
+    assert set(found.propensity[~never]) == {0.5}
+    assert 0 < found.alerts[~never].sum() < n / 4
+
+
 def test_lists_go_before_rules():
     """Block always alerts and allow never does, whatever a rule says of the amount."""
     policy = Policy(

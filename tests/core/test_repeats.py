@@ -27,6 +27,10 @@ def told(repeats: Repeats, alerts: list[Candidate], start: int = 0) -> list[int 
         ([("a", "t1", 5_000), ("a", "t2", 0)], [0, None]),  # late: shown would be out of order
         ([("a", "t1", 0), ("a", "t1", 0)], [0, 0]),  # delivered again: shown again
         ([("a", "t1", 0), ("a", "t2", 5), ("a", "t2", 5), ("a", "t3", 1_000)], [0, None, None, 1]),
+        (  # both said again after a crash of the stage before
+            [("a", "t1", 0), ("a", "t2", 1_000), ("a", "t1", 0), ("a", "t2", 1_000)],
+            [0, 0, None, 0],
+        ),
     ],
 )
 def test_what_follows_within_the_window_is_held_back(alerts, expected):
