@@ -31,7 +31,7 @@ from common import data_file, err, kafka, machine, progress, worker
 
 from app.backtest import Backtest, due_after, due_whole_days
 from app.config import Settings, load
-from app.core.evaluation import Evaluation
+from app.core.measures.ranking import Ranking
 from app.core.pending import SUMMARY_SCORES
 from app.files import Columns, read_columns, write_rows
 from app.kafka import Reader, Sender
@@ -284,14 +284,14 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
         write_rows(scores, {"transaction_id": ids, "score": found["scores"]})
     if noise:
         # The learner judges by what it is told; here the truth is known.
-        evaluation, is_known = Evaluation(), true >= 0
-        evaluation.update(found["scores"][is_known], true[is_known] == 1)
+        ranking, is_known = Ranking(), true >= 0
+        ranking.update(found["scores"][is_known], true[is_known] == 1)
         told |= {
             "noise": noise,
             "noise_seed": noise_seed,
             "flipped": int((true != columns.labels).sum()),
-            "true_ap": evaluation.average_precision,
-            "true_auc": evaluation.roc_auc,
+            "true_ap": ranking.average_precision,
+            "true_auc": ranking.roc_auc,
         }
     told |= {
         "transactions": len(columns),
