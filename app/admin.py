@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
     from app.config import Settings
     from app.topics import Topics, TopicSpec
+
+
+#: Ten seconds: what one broker made another may not know yet.
+_SETTLED_S: Final = 10.0
 
 
 class Admin:
@@ -60,6 +66,15 @@ class Admin:
                 )
                 raise Refused(text)
         return [spec.name for spec in missing]
+
+    async def settled(self, topics: Topics | Sequence[TopicSpec]) -> list[str]:
+        """``problems`` once the brokers had time to tell each other of topics just made."""
+        until_s = time.monotonic() + _SETTLED_S
+        while problems := await self.problems(topics):
+            if time.monotonic() > until_s:
+                break
+            await asyncio.sleep(0.1)
+        return problems
 
     async def problems(self, topics: Topics | Sequence[TopicSpec]) -> list[str]:
         """What is not as the configuration asks for, and how to mend it; empty: all is well."""

@@ -254,7 +254,7 @@ def _topics(settings: Settings, *, create: bool) -> None:
     async def run() -> list[str]:
         async with Admin(settings) as admin:
             made = await admin.create(topics) if create else []
-            problems = await admin.problems(topics)
+            problems = await (admin.settled(topics) if made else admin.problems(topics))
             if problems:
                 raise Refused("\n".join(problems))
             return made

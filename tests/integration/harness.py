@@ -167,14 +167,7 @@ class World:
         """Make all topics and wait until the broker shows them whole."""
         async with Admin(self.settings) as admin:
             await admin.create(self.topics)
-            await self._until_whole(admin)
-
-    async def _until_whole(self, admin: Admin) -> None:
-        end = time.monotonic() + DEADLINE_S
-        while problems := await admin.problems(self.topics):
-            if time.monotonic() > end:
-                raise TooLate("\n".join(problems))
-            await asyncio.sleep(0.1)
+            assert [] == await admin.settled(self.topics)
 
     @property
     def bootstrap(self) -> str:
