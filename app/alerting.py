@@ -10,8 +10,8 @@ import msgspec
 from app import codec
 from app.core.repeats import Repeats
 from app.errors import Malformed
-from app.records import Partition, Position, Send
-from app.stages import dead_letter
+from app.records import Partition, Send
+from app.stages import refused
 from app.tasks import Committed, Effects, Range
 from app.topics import partition_of
 
@@ -76,10 +76,7 @@ class AlertTask:
             try:
                 self._fold(record, effects)
             except Malformed as error:
-                at = Position(*partition, record.offset)
-                topics = self.stage.topics_by_role
-                effects.outputs.append(dead_letter(topics, at, self.stage.name, record, error))
-                self.stage.metrics.dead_letter(partition.topic)
+                effects.outputs.append(refused(self.stage, partition, record, error))
         for key, told in self.repeats.changes():
             effects.state.append(
                 Send(self.changelog, self.partition, *codec.write_shown(key, told))

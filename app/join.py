@@ -9,7 +9,7 @@ from app import codec
 from app.core.pending import Join, JoinEffects, Waited, outcome_of
 from app.errors import Malformed
 from app.records import Example, Feedback, Partition, Position, Send, Verdict
-from app.stages import dead_letter
+from app.stages import dead_letter, refused
 from app.tasks import Committed, Effects, Range
 from app.topics import partition_of
 
@@ -96,10 +96,7 @@ class JoinTask:
             try:
                 self._fold(partition, record, followed)
             except Malformed as error:
-                at = Position(*partition, record.offset)
-                topics = self.stage.topics_by_role
-                effects.outputs.append(dead_letter(topics, at, self.stage.name, record, error))
-                self.stage.metrics.dead_letter(partition.topic)
+                effects.outputs.append(refused(self.stage, partition, record, error))
         self._tell(followed, effects)
         self.stage.metrics.joined(self.scores.partition, self.join)
         self.stage.metrics.consumed(self.stage.name, len(records))

@@ -20,9 +20,9 @@ from app.core.models import make_model
 from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
 from app.kafka import Reader, reach, read
-from app.records import Partition, Position, Send
+from app.records import Partition, Send
 from app.snapshots import seal, unseal
-from app.stages import dead_letter
+from app.stages import refused
 from app.tasks import Committed, Effects, Range
 
 if TYPE_CHECKING:
@@ -223,10 +223,7 @@ class LearnTask:
             try:
                 examples.append((record.offset, codec.read_example(record)))
             except Malformed as error:
-                at = Position(*partition, record.offset)
-                topics = self.stage.topics_by_role
-                effects.outputs.append(dead_letter(topics, at, self.stage.name, record, error))
-                self.stage.metrics.dead_letter(partition.topic)
+                effects.outputs.append(refused(self.stage, partition, record, error))
         followed = self.learner.apply(examples)
         self._tell(followed, effects)
         self._adopt()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -154,7 +154,7 @@ class EntityTask:
             decoded = stage.reader.read_many(self.partition, records)
         else:
             decoded = stage.came.read(records)
-        refused = list(decoded.refused)
+        bad = list(decoded.refused)
         batch = decoded.read
         if self.store is not None and len(batch):
             status = fold_entity(batch, stage.index, self.store, self.columns)
@@ -163,10 +163,10 @@ class EntityTask:
                 record = decoded.records[i]
                 if not stage.is_first:  # of those that came in one record this one alone
                     record = record._replace(value=stage.came.write(batch.take(np.array([i]))))
-                refused.append((record, Malformed(field, batch.ids[i], expected)))
+                bad.append((record, Malformed(field, batch.ids[i], expected)))
             batch = batch.where(applied(status))
-        for record, error in refused:
-            effects.outputs.append(self._dead_letter(self.inputs[0], record, error))
+        for record, error in bad:
+            effects.outputs.append(refused(self.stage, self.inputs[0], record, error))
         if stage.is_last and len(batch):
             self._score(batch, now_ms, effects)
         elif len(batch):
@@ -180,7 +180,7 @@ class EntityTask:
             try:
                 feedback = codec.read_feedback(record)
             except Malformed as error:
-                effects.outputs.append(self._dead_letter(partition, record, error))
+                effects.outputs.append(refused(self.stage, partition, record, error))
                 continue
             if self.store is not None and record.key is not None:
                 key = record.key.decode("utf-8", "replace")
@@ -244,11 +244,6 @@ class EntityTask:
         partition = partition_of(key, topic.partitions)
         return Send(topic.name, partition, key, codec.encode(alert), headers)
 
-    def _dead_letter(self, partition: Partition, record: Record, error: Malformed) -> Send:
-        at = Position(*partition, record.offset)
-        self.stage.metrics.dead_letter(partition.topic)
-        return dead_letter(self.stage.topics_by_role, at, self.stage.name, record, error)
-
 
 def entity_of(tasks: Iterable[Task], kind: str, name: str) -> dict[str, Any] | None:
     """What this process knows of an entity, for people; None: nothing, it may be another's.
@@ -293,6 +288,21 @@ def scorer_of(settings: Settings, plan: FeaturePlan, champion: Champion) -> Scor
         block=told.block,
     )
     return Scorer(of.entities, of.segments, plan, champion, policy, told.reasons_max)
+
+
+class Refusing(Protocol):
+    """A stage, as far as what it cannot read is concerned."""
+
+    topics_by_role: Topics
+    metrics: Metrics
+    name: str
+
+
+def refused(stage: Refusing, partition: Partition, record: Record, error: Malformed) -> Send:
+    """Count a record that a stage could not read; return it as a dead letter."""
+    stage.metrics.dead_letter(partition.topic)
+    at = Position(*partition, record.offset)
+    return dead_letter(stage.topics_by_role, at, stage.name, record, error)
 
 
 def dead_letter(topics: Topics, at: Position, stage: str, record: Record, error: Exception) -> Send:

@@ -13,6 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from app.core.scoremap import log_odds
+
 #: Log-odds from -12 to 12 in 257 bins of 0.09: a line does not need finer ones.
 _REACH: Final = 12.0
 _BINS: Final = 257
@@ -76,12 +78,6 @@ class Calibration:
         shares = told * self.slope
         shares[:, -1] += self.shift
         return shares
-
-
-def log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-odds of scores in [0, 1], shape (n,); those of 0 and 1 are finite, +-20.7."""
-    clipped = np.clip(scores, 1e-9, 1.0 - 1e-9)
-    return np.asarray(np.log(clipped / (1.0 - clipped)))
 
 
 def _line(

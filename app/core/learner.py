@@ -54,8 +54,7 @@ class LearnerEffects:
 class Lessons(NamedTuple):
     """What a batch teaches."""
 
-    judged: list[Example]  # whose scores can be held against their labels now
-    counted: list[Told]  # the same and corrections, which move what was counted before
+    counted: list[Told]  # scores with their labels, and corrections, which move what was counted
     taught: list[tuple[Model, Lesson]]  # in the order in which they are learnt, and by whom
 
 
@@ -126,7 +125,7 @@ class Learner:
 
     def apply(self, records: Sequence[tuple[int, Example | Summary | Verdict]]) -> LearnerEffects:
         """Learn from (offset, record) in the order of the log."""
-        effects, lessons = LearnerEffects(), Lessons([], [], [])
+        effects, lessons = LearnerEffects(), Lessons([], [])
         for offset, record in records:
             if offset <= self.position:
                 continue
@@ -140,7 +139,6 @@ class Learner:
             else:
                 self._meet(record, lessons, effects)
         self._learn(lessons)
-        effects.n_learned = len(lessons.judged)
         return effects
 
     def _confirm(self, outcome: LabelOutcome, lessons: Lessons) -> None:
@@ -153,23 +151,22 @@ class Learner:
 
     def _meet(self, example: Example, lessons: Lessons, effects: LearnerEffects) -> None:
         """Decide what becomes of an example, and who learns it when."""
-        before = self.learnt.get(hash_id(example.transaction_id))
-        outcome = self._assess(example, effects)
+        key = hash_id(example.transaction_id)
+        before = self.learnt.get(key)
+        outcome = self._assess(example, key, before, effects)
         if outcome is None or outcome == "rejected":
             return
         if outcome != "duplicate":
             lessons.counted.append((example, before))
         is_news = outcome == "learn" or (outcome == "corrected" and self.corrections == "relearn")
-        if is_news:
-            self._account(example, effects)
-            lessons.judged.append(example)
         told, lesson = self.investigators, Lesson.of(example)
+        if is_news:
+            self._account(example, lesson, effects)
         mine = [(self.model, lesson)] if is_news else []
         if told is None:
             lessons.taught.extend(mine)
             return
         lessons.taught.extend((self.model, one) for one in told.due(example.label_time_ms))
-        key = hash_id(example.transaction_id)
         if not told.hears(example):
             has_waited = told.take(key) is not None
             lessons.taught.extend([(self.model, lesson)] if has_waited else mine)
@@ -178,15 +175,15 @@ class Learner:
             late = told.keep(key, lesson, example.label_time_ms)
             lessons.taught.extend((self.model, one) for one in late)
 
-    def _assess(self, example: Example, effects: LearnerEffects) -> Outcome | None:
+    def _assess(
+        self, example: Example, key: int, before: int | None, effects: LearnerEffects
+    ) -> Outcome | None:
         """Decide the one outcome of an example; None: it was delivered again."""
         if example.origin in self.decided:
             return None
         if example.feature_schema != self.schema:
             reason = f"features of schema {example.feature_schema}; this model has {self.schema}"
             return self._tell(example, "rejected", effects, reason)
-        key = hash_id(example.transaction_id)
-        before = self.learnt.get(key)
         if before is not None and example.label_source == MATURITY:
             return None  # delivered again, or overtaken by a label
         is_again = before is not None and was_fraud(before) == example.is_fraud
@@ -226,12 +223,12 @@ class Learner:
         if len(self.learnt) > self.learnt_max:
             self.learnt.popitem(last=False)
 
-    def _account(self, example: Example, effects: LearnerEffects) -> None:
+    def _account(self, example: Example, lesson: Lesson, effects: LearnerEffects) -> None:
+        effects.n_learned += 1
         self.n_learned += 1
         self.n_frauds += example.is_fraud
         told = f"{self.digest}|{example.transaction_id}|{example.is_fraud}|{example.weight!r}|"
-        row = np.array(example.features, np.float64).tobytes()
-        self.digest = hashlib.blake2b(told.encode() + row, digest_size=8).hexdigest()
+        self.digest = hashlib.blake2b(told.encode() + lesson.row, digest_size=8).hexdigest()
         for change in self.monitor.on_example(example):
             effects.drifts.append(self._drift(change))
 

@@ -20,11 +20,16 @@ BINS: Final = 4_096
 _DAY_MS: Final = 86_400_000.0
 
 
+def log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds of scores in [0, 1], shape (n,); those of 0 and 1 are finite, +-20.7."""
+    clipped = np.clip(scores, 1e-9, 1.0 - 1e-9)
+    return np.asarray(np.log(clipped / (1.0 - clipped)))
+
+
 def bins_of(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Bins of the log-odds of scores in [0, 1], shape (n,), each in 0..4095."""
-    clipped = np.clip(scores, 1e-9, 1.0 - 1e-9)
-    odds = np.log(clipped / (1.0 - clipped))
-    return np.clip((odds + REACH) * (BINS / (2.0 * REACH)), 0, BINS - 1).astype(np.int64)
+    places = (log_odds(scores) + REACH) * (BINS / (2.0 * REACH))
+    return np.clip(places, 0, BINS - 1).astype(np.int64)
 
 
 @dataclass

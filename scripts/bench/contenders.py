@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from common import ROOT, err, free_port
-from payments import PARTITIONS, RIVER_LOGISTIC, Subject
+from payments import PARTITIONS, RIVER_LOGISTIC, Subject, worker_environment
 
 HERE = Path(__file__).parent
 LOCK = HERE / "contenders.lock"
@@ -103,15 +103,8 @@ class Contender:
                 "SPEED_DIR": str(folder),
                 "SPEED_MODEL": str(model),
             }
-        return {
-            "WEIR_KAFKA__BOOTSTRAP": bootstrap,
-            "WEIR_TOPICS__PREFIX": prefix,
-            "WEIR_TOPICS__PARTITIONS": str(PARTITIONS),
-            "WEIR_WORKER__GROUP": prefix.rstrip("."),
-            "WEIR_WORKER__DATA_DIR": str(folder),
-            "WEIR_WORKER__WEB_PORT": str(free_port()),
-            "WEIR_WORKER__LOG_LEVEL": "warning",
-        }
+        told = worker_environment(bootstrap, prefix, folder, "warning")
+        return {**told, "WEIR_WORKER__WEB_PORT": str(free_port())}
 
 
 CONTENDERS = {

@@ -86,6 +86,18 @@ cold_start = 0
 """
 
 
+def worker_environment(bootstrap: str, prefix: str, folder: Path, level: str) -> dict[str, str]:
+    """What a worker is told; all but where it runs is as shipped."""
+    return {
+        "WEIR_KAFKA__BOOTSTRAP": bootstrap,
+        "WEIR_TOPICS__PREFIX": prefix,
+        "WEIR_TOPICS__PARTITIONS": str(PARTITIONS),
+        "WEIR_WORKER__GROUP": prefix.rstrip("."),
+        "WEIR_WORKER__DATA_DIR": str(folder),
+        "WEIR_WORKER__LOG_LEVEL": level,
+    }
+
+
 class Payment(NamedTuple):
     """A transaction as bytes, and the partition where its key belongs."""
 

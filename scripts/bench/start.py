@@ -30,7 +30,7 @@ import numpy as np
 import typer
 from common import ROOT, err, free_port, kafka, machine, progress
 from measured import Ended, check, cpu, create_topics, end_orderly, rss_bytes, running
-from payments import PARTITIONS
+from payments import PARTITIONS, worker_environment
 from speed import versions
 
 from app import codec
@@ -49,16 +49,9 @@ _WEIR = [sys.executable, "-m", "app"]
 
 
 def environment(bootstrap: str, prefix: str, folder: Path, numba: Path) -> dict[str, str]:
-    """What a worker is told; all but where it runs is as shipped."""
-    return {
-        "WEIR_KAFKA__BOOTSTRAP": bootstrap,
-        "WEIR_TOPICS__PREFIX": prefix,
-        "WEIR_TOPICS__PARTITIONS": str(PARTITIONS),
-        "WEIR_WORKER__GROUP": prefix.rstrip("."),
-        "WEIR_WORKER__DATA_DIR": str(folder),
-        "WEIR_WORKER__LOG_LEVEL": "info",
-        "NUMBA_CACHE_DIR": str(numba),
-    }
+    """What a worker is told, and where its compiled kernels lie."""
+    told = worker_environment(bootstrap, prefix, folder, "info")
+    return {**told, "NUMBA_CACHE_DIR": str(numba)}
 
 
 def started(told: dict[str, str], folder: Path) -> dict[str, Any]:

@@ -69,11 +69,11 @@ def guard_of_the_whole_batch() -> AbstractContextManager[Any]:
 def learner_forgets_ids() -> AbstractContextManager[Any]:
     """The learner does not remember which transactions taught it."""
 
-    def mutated(real: Any, learner: Learner, example: Any, effects: Any) -> Any:
+    def mutated(real: Any, learner: Learner, example: Any, lessons: Any, effects: Any) -> Any:
         learner.learnt.clear()
-        return real(learner, example, effects)
+        return real(learner, example, lessons, effects)
 
-    return _around(Learner, "_assess", mutated)
+    return _around(Learner, "_meet", mutated)
 
 
 def summaries_count_again() -> AbstractContextManager[Any]:
