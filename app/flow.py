@@ -1,11 +1,17 @@
 """The loop's turn: what one process runs, in the one order that is never changed.
 
 apply -> outputs, every one acknowledged -> state, every one acknowledged -> offsets
+
+A turn has two halves, so that the broker is not waited for: while what one batch caused is being
+delivered, the next batch is applied. Deliveries follow each other; none begins before the one
+before is whole, and offsets are committed only while nothing is under way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +21,6 @@ from app.kafka import Reader, Sender, now_ms
 from app.tasks import Committed, Effects
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable, Mapping, Sequence
 
     from app.config import Settings
@@ -62,6 +67,18 @@ class Lease:
             raise Fenced(msg)
 
 
+@dataclass(slots=True)
+class Turn:
+    """A batch that was applied: what it caused, and how far the inputs will have been read."""
+
+    positions: dict[Partition, int]
+    effects: Effects = field(default_factory=Effects)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to deliver or to commit."""
+        return bool(self.positions) or any(self.effects.parts)
+
+
 class Flow:
     """What one process runs: its stages, and what moves records between them and Kafka."""
 
@@ -77,7 +94,7 @@ class Flow:
         self.is_restored = False
         self.is_assigned = False
         self.progress_s = time.monotonic()  # when the loop last came round
-        self.is_whole = True  # no batch was left half done
+        self._n_open = 0  # turns begun and not yet delivered
         self.gates: list[asyncio.Event] = []  # what must have come before the first batch
         self._committed: dict[Partition, int] = {}
         self._committed_s = 0.0
@@ -90,7 +107,7 @@ class Flow:
     def own(self, assigned: Iterable[Partition]) -> list[Task]:
         """Make the tasks of newly assigned partitions; what was owned before is dropped."""
         self.tasks, self.positions, self._committed = {}, {}, {}
-        self.is_whole = True
+        self._n_open = 0
         owned, made = set(assigned), []
         for stage in self.stages:
             for number in sorted({p.partition for p in owned if p.topic in stage.topics}):
@@ -102,23 +119,52 @@ class Flow:
                     log.error("inputs_not_together", stage=stage.name, partition=number)
         return made
 
-    async def run(self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool) -> None:
-        """One turn of the loop but for the offsets: apply, outputs, state."""
-        effects, now = Effects(), self.now_ms()
-        self.is_whole = False
+    @property
+    def is_whole(self) -> bool:
+        """Whether no batch is under way, or was left half done."""
+        return self._n_open == 0
+
+    async def apply(
+        self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool = False
+    ) -> Turn:
+        """Fold a batch. What it caused must be delivered before what a later one caused."""
+        turn = Turn({at: records[-1].offset + 1 for at, records in fetched.items()})
+        now = self.now_ms()
+        self._n_open += 1
         for at, records in fetched.items():
-            self.tasks[at].apply(at, records, now, effects)
+            self.tasks[at].apply(at, records, now, turn.effects)
+            await self.breathe()
         for task in dict.fromkeys(self.tasks.values()):
-            task.tick(now, effects, is_last=is_last)
-        for sends in (effects.first, effects.outputs, effects.state):
+            task.tick(now, turn.effects, is_last=is_last)
+        return turn
+
+    @staticmethod
+    async def breathe() -> None:
+        """Let acknowledgements and heartbeats in between two partitions."""
+        await asyncio.sleep(0)
+
+    async def deliver(self, turn: Turn) -> None:
+        """Write what a batch caused, and have every record acknowledged, part after part."""
+        for sends in turn.effects.parts:
             if sends:
                 self.lease.check()
                 await self.sender.deliver(sends)
-        self.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
-        self.is_whole = True
+        self.positions.update(turn.positions)
+        self._n_open -= 1
+
+    async def run(
+        self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool = False
+    ) -> None:
+        """A whole turn but for the offsets."""
+        await self.deliver(await self.apply(fetched, is_last=is_last))
 
     def due(self) -> dict[Partition, Committed]:
-        """Offsets that may be committed now, and were not yet."""
+        """Offsets that may be committed now, and were not yet; none while a batch is under way.
+
+        A note tells of the task as it stands, and a task may not be ahead of its offsets.
+        """
+        if not self.is_whole:
+            return {}
         return {
             at: Committed(offset, self.tasks[at].note(at, offset))
             for at, offset in self.positions.items()

@@ -127,14 +127,14 @@ class Sender:
 
     async def _write(self, topic: str, partition: int, sends: Sequence[Send]) -> None:
         producer = cast("AIOKafkaProducer", self._producer)
-        builder = producer.create_batch()
-        acknowledged = []
+        acknowledged, builder = [], producer.create_batch()
         for send in sends:
-            record = {"key": send.key, "value": send.value, "timestamp": None}
-            if builder.append(**record, headers=list(send.headers)) is None:
+            key, value, headers = send.key, send.value, send.headers
+            taken = builder.append(timestamp=None, key=key, value=value, headers=headers)
+            if taken is None:  # it is full
                 acknowledged.append(await producer.send_batch(builder, topic, partition=partition))
                 builder = producer.create_batch()
-                builder.append(**record, headers=list(send.headers))
+                builder.append(timestamp=None, key=key, value=value, headers=headers)
         acknowledged.append(await producer.send_batch(builder, topic, partition=partition))
         await asyncio.gather(*acknowledged)
 

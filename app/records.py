@@ -68,7 +68,7 @@ class Position(NamedTuple):
 Headers = tuple[tuple[str, bytes], ...]
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One Kafka record as it was read."""
 
     offset: int
@@ -78,7 +78,7 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True, gc=False):
     """One record to be written."""
 
     topic: str

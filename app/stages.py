@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import quote
 
+import msgspec
 import numpy as np
 
 from app import codec
@@ -21,7 +21,7 @@ from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
 from app.core.windows import DUPLICATE
 from app.errors import Malformed
-from app.records import Alert, Partition, Position, Send
+from app.records import Partition, Position, Send
 from app.tasks import Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from app.core.features import FeaturePlan
     from app.core.scoring import Batch, Champion
     from app.metrics import Metrics
-    from app.records import Headers, Record, Score
+    from app.records import Alert, Headers, Record
     from app.tasks import Task
     from app.topics import Topics
 
@@ -67,7 +67,11 @@ class EntityStage:
         feedback = [self.topics_by_role.feedback[self.entity].name] if self.entity else []
         self.name = self.entity or "score"
         self.topics = (self.source.name, *feedback)
-        n_segments = len(self.settings.transaction.segments)
+        segments, schema = self.settings.transaction.segments, self.plan.schema
+        n_segments = len(segments)
+        self.writer = codec.ScoreWriter(
+            entities, segments, schema, self.topics_by_role.transactions.name
+        )
         self.reader = codec.TransactionReader(self.settings.transaction, self.plan)
         self.came, self.goes = (
             codec.HopCodec(self.plan, self.index + step, n_segments) for step in (0, 1)
@@ -162,7 +166,8 @@ class EntityTask:
                 field, expected = stage.settings.transaction.id, "an id that was not used before"
                 record = decoded.records[i]
                 if not stage.is_first:  # of those that came in one record this one alone
-                    record = record._replace(value=stage.came.write(batch.take(np.array([i]))))
+                    alone = stage.came.write(batch.take(np.array([i])))
+                    record = msgspec.structs.replace(record, value=alone)
                 bad.append((record, Malformed(field, batch.ids[i], expected)))
             batch = batch.where(applied(status))
         for record, error in bad:
@@ -222,16 +227,23 @@ class EntityTask:
         decided = stage.scorer.decide(batch)
         keys = [transaction_id.encode() for transaction_id in batch.ids]
         places = partitions_of(keys, topics.scores.partitions)
-        for i, score in enumerate(stage.scorer.told(batch, decided, topics.transactions.name)):
-            source = score.source
-            at = f"{source.topic}/{source.partition}/{source.offset}"
-            headers = codec.headers_of("score", at, at, batch.traces[i])
-            value = codec.encode(score)
-            effects.outputs.append(Send(topics.scores.name, places[i], keys[i], value, headers))
-            if score.is_alert:
-                alert = alert_of(score, decided.words[i])
-                headers = codec.headers_of("alert", at, at, batch.traces[i])
-                effects.first.append(self._alert(alert, headers))
+        name, source = topics.scores.name, topics.transactions.name
+        ats = [
+            f"{source}/{partition}/{offset}"
+            for partition, offset in zip(
+                batch.partitions.tolist(), batch.offsets.tolist(), strict=True
+            )
+        ]
+        values = stage.writer.write(batch, decided)
+        effects.outputs += [
+            Send(name, place, key, value, codec.headers_of("score", at, at, trace))
+            for place, key, value, at, trace in zip(
+                places, keys, values, ats, batch.traces, strict=True
+            )
+        ]
+        for i, alert in stage.scorer.alerts(batch, decided, source):
+            headers = codec.headers_of("alert", ats[i], ats[i], batch.traces[i])
+            effects.first.append(self._alert(alert, headers))
         stage.metrics.scored(decided.scores, decided.alerts, now_ms - batch.published_ms)
 
     def _alert(self, alert: Alert, headers: Headers) -> Send:
@@ -312,23 +324,3 @@ def dead_letter(topics: Topics, at: Position, stage: str, record: Record, error:
     if value is not None and len(value) > room:
         value = value[: max(room, 0)]
     return Send(topics.dead_letters.name, 0, record.key, value, headers)
-
-
-def alert_of(score: Score, policy: str) -> Alert:
-    """A score as a person should see it."""
-    return Alert(
-        transaction_id=score.transaction_id,
-        time_ms=score.time_ms,
-        entities=score.entities,
-        amount=score.amount,
-        score=score.score,
-        policy=policy,
-        reasons=score.reasons,
-        model=score.model,
-        source=score.source,
-        segments=score.segments,
-        links={
-            kind: f"/v1/entities/{quote(kind, safe='')}/{quote(name, safe='')}"
-            for kind, name in score.entities.items()
-        },
-    )

@@ -41,6 +41,11 @@ class Effects:
     outputs: list[Send] = field(default_factory=list)
     state: list[Send] = field(default_factory=list)
 
+    @property
+    def parts(self) -> tuple[list[Send], list[Send], list[Send]]:
+        """Each is acknowledged before the next is written."""
+        return self.first, self.outputs, self.state
+
 
 class Task(Protocol):
     """One partition of one stage. It decides; whoever runs it reads, writes and commits."""

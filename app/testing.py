@@ -33,14 +33,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from app import codec
 from app.core.features import FeaturePlan
 from app.errors import Fenced
-from app.flow import Flow, Lease
+from app.flow import Flow, Lease, Turn
 from app.kafka import Sender
 from app.learning import Follower
 from app.metrics import Metrics
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from app.config import Settings
     from app.core.scoring import Champion
     from app.worker import Role
+
+T = TypeVar("T")
 
 #: 2026-06-01: after any event time that an example is likely to use.
 START_MS: Final = 1_780_272_000_000
@@ -156,6 +158,20 @@ class _Wire(Sender):
         await _Delivery(list(sends))
 
 
+async def _at_once() -> None:
+    pass
+
+
+def _result(coroutine: Coroutine[Any, None, T]) -> T:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        found: T = done.value
+        return found
+    raise AssertionError("it waits for something")
+
+
 class _Lease(Lease):
     """A lease by the driver's clock."""
 
@@ -169,7 +185,7 @@ class _Lease(Lease):
 
 @dataclass(eq=False)
 class Process:
-    """One worker or learner: its flow, where it reads, and the turn that it is in."""
+    """One worker or learner: its flow, where it reads, and the delivery that it waits for."""
 
     name: str
     group: str
@@ -179,13 +195,14 @@ class Process:
     generation: int = -1
     followed: int = 0  # next snapshot to look at
     fetch: dict[Partition, int] = field(default_factory=dict)
-    turn: Coroutine[Any, None, None] | None = None
+    delivery: Coroutine[Any, None, None] | None = None
     in_flight: list[Send] = field(default_factory=list)
+    behind: Turn | None = None  # applied, while the delivery before it stands still
 
     @property
     def is_stalled(self) -> bool:
-        """Whether it stands still in the middle of a turn."""
-        return self.turn is not None
+        """Whether it stands still in the middle of a delivery."""
+        return self.delivery is not None
 
 
 class Driver:
@@ -311,6 +328,7 @@ class Driver:
         flow = Flow(settings, stages_of(settings, role, metrics, champion, self.plan), metrics)
         flow.sender, flow.lease = _Wire(settings), _Lease(self)
         flow.now_ms = lambda: self.now_ms
+        flow.breathe = _at_once  # type: ignore[method-assign]  # there is nothing to let in
         follower = None
         if role == "worker":
             follower = Follower(settings, self.topics, self.plan, champion)
@@ -328,9 +346,9 @@ class Driver:
 
     def kill(self, process: Process) -> None:
         """End a process; what it had not delivered is gone."""
-        if process.turn is not None:
-            process.turn.close()
-            process.turn = None
+        if process.delivery is not None:
+            process.delivery.close()
+            process.delivery = process.behind = None
         self._killed_group = process.group
         if self.processes.get(process.name) is process:
             del self.processes[process.name]
@@ -421,13 +439,21 @@ class Driver:
     def take(
         self, process: Process, fetched: Mapping[Partition, list[Record]], *, is_last: bool = False
     ) -> None:
-        """One turn of the loop but for the commit."""
+        """One turn of the loop but for the commit.
+
+        Where the delivery before stands still, what this one caused waits behind it; no third
+        may be taken then.
+        """
         process.fetch.update({at: records[-1].offset + 1 for at, records in fetched.items()})
-        process.turn = process.flow.run(fetched, is_last=is_last)
+        turn = _result(process.flow.apply(fetched, is_last=is_last))
+        if process.is_stalled:
+            process.behind = turn
+            return
+        process.delivery = process.flow.deliver(turn)
         self._go_on(process)
 
     def resume(self, process: Process) -> None:
-        """Go on with a turn that stood still: what was on its way arrives now."""
+        """Go on with a delivery that stood still: what was on its way arrives now."""
         self._go_on(process, process.in_flight)
 
     def deliver(self, process: Process, sends: list[Send]) -> None:
@@ -463,14 +489,15 @@ class Driver:
             self.resume(process)
 
     def _go_on(self, process: Process, sends: list[Send] | None = None) -> None:
-        while (turn := process.turn) is not None:
+        while (delivery := process.delivery) is not None:
             try:
                 if sends is None:
-                    sends = process.in_flight = turn.send(None)
+                    sends = process.in_flight = delivery.send(None)
                 self.deliver(process, sends)
                 sends = None
             except StopIteration:
-                process.turn = None
+                turn, process.behind = process.behind, None
+                process.delivery = None if turn is None else process.flow.deliver(turn)
             except Stalled:
                 return
             except (Killed, Fenced):

@@ -86,7 +86,8 @@ class Consumer(FaustConsumer):
         super().__init__(*args, **kwargs)
         self.flow = flow_of(self.app)
         self.client = self._client()
-        self._turn = asyncio.Lock()  # held while a batch is under way
+        self._turn = asyncio.Lock()  # held while a batch is applied
+        self._delivery: asyncio.Task[None] | None = None  # of the batch before
         self._flowing = asyncio.Event()
 
     def _client(self) -> AIOKafkaConsumer:
@@ -146,11 +147,12 @@ class Consumer(FaustConsumer):
         self._flowing.set()
 
     async def wait_empty(self) -> None:
-        """Wait for the batch in hand; then commit, and let the tasks go."""
+        """Wait for the batches in hand; then commit, and let the tasks go."""
         async with self._turn:
             if not self.flow.tasks:
                 return
             try:
+                await self._delivered()
                 if self.flow.is_restored and self.flow.is_whole:
                     await self.flow.run({}, is_last=True)
                     await self._commit_due()
@@ -189,10 +191,19 @@ class Consumer(FaustConsumer):
                 for tp, records in fetched.items()
                 if records
             }
-            await self.flow.run(mine, is_last=False)
+            turn = await self.flow.apply(mine)
+            await self._delivered()
+            self._delivery = asyncio.create_task(self.flow.deliver(turn))
             if self.flow.is_due():
+                await self._delivered()
                 await self._commit_due()
                 self._tell_lag()
+
+    async def _delivered(self) -> None:
+        """Wait until the batch before is delivered; raises what stopped that."""
+        if self._delivery is not None:
+            delivery, self._delivery = self._delivery, None
+            await delivery
 
     async def _commit_due(self) -> None:
         due = self.flow.due()

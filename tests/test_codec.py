@@ -11,18 +11,29 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields
 
 from app import codec, stages
 from app.config import Settings, load
 from app.core.buckets import BucketValue
 from app.core.entity import EntityStore, SlotValue
 from app.core.features import FeaturePlan
+from app.core.scoring import Batch, Decisions
 from app.core.windows import WindowPlan
 from app.errors import Malformed, shown
 from app.join import JoinStage
 from app.learning import LearnStage
 from app.metrics import Metrics
-from app.records import Feedback, Partition, Position, Record
+from app.records import (
+    Feedback,
+    ModelVersion,
+    Partition,
+    Position,
+    Reason,
+    Record,
+    Score,
+    Source,
+)
 from app.stages import EntityStage, scorer_of
 from app.tasks import Effects, Task
 from app.topics import Topics
@@ -640,6 +651,52 @@ def test_feedback_is_read_as_it_was_written():
     assert feedback == codec.read_feedback(Record(0, b"c1", msgspec.json.encode(feedback), 0))
     older = codec.read_feedback(Record(0, b"c1", b'["t1",true,0,7]', 0))
     assert Feedback("t1", is_fraud=True, offset=7) == older
+
+
+@settings(max_examples=60)
+@given(
+    names=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=8), min_size=1,
+                   max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_scores_written_in_columns_are_those_written_one_by_one(names, seed):
+    """Whatever stands in a text, and whichever number is missing."""
+    rng, n = np.random.default_rng(seed), len(names)
+    rows = rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-9, 20, (n, 3))
+    rows[rng.random((n, 3)) < 0.3] = np.nan
+    whole = rng.integers(0, 2**53, (4, n))
+    batch = Batch(
+        names, whole[0], rng.exponential(size=n), [names[::-1], names], rows, *whole[1:],
+        [None] * n, [names],
+    )  # fmt: skip
+    told = [Reason("50% off", None, 0.1, "so it is"), Reason("b", 2.0, -1.0, '"')]
+    decided = Decisions(
+        rng.random(n), rng.random(n), rng.random(n) < 0.5, rng.random(n), {n - 1: told}, {},
+        ModelVersion("a%b", 7, "d"),
+    )  # fmt: skip
+    writer = codec.ScoreWriter(("card", "shop %s"), ("se%gment",), "schema", "topic")
+    expected = [
+        Score(
+            transaction_id=names[i],
+            time_ms=int(batch.times_ms[i]),
+            entities={"card": names[::-1][i], "shop %s": names[i]},
+            amount=float(batch.amounts[i]),
+            score=float(decided.scores[i]),
+            is_alert=bool(decided.alerts[i]),
+            features=[None if np.isnan(x) else float(x) for x in rows[i]],
+            feature_schema="schema",
+            model=decided.model,
+            source=Source("topic", *whole[1:, i].tolist()),
+            reasons=told if i == n - 1 else [],
+            propensity=float(decided.propensity[i]),
+            raw=float(decided.raw[i]),
+            segments={"se%gment": names[i]},
+        )
+        for i in range(n)
+    ]
+    written = writer.write(batch, decided)
+    assert expected == [codec.read_score(Record(0, None, value, 0)) for value in written]
+    assert list(msgspec.json.decode(written[0])) == [f.encode_name for f in fields(Score)]
 
 
 def test_headers_are_cloudevents_and_pass_the_trace_on():

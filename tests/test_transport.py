@@ -277,7 +277,7 @@ async def test_what_is_written_is_written_in_one_order(clock):
     """First what outputs tell of, then outputs, then state; only then an offset is due."""
     flow = flow_of()
     assert {} == flow.due()
-    await flow.run(batch(5, 6), is_last=False)
+    await flow.run(batch(5, 6))
     assert ["first", "first", "out", "out", "state", "state"] == sent(flow)
     assert {IN: Committed(7, "note 7")} == flow.due()
     flow.committed(flow.due())
@@ -287,7 +287,7 @@ async def test_what_is_written_is_written_in_one_order(clock):
 async def test_every_task_is_asked_what_is_due_by_the_clock(clock):
     """Once a turn, with records or without; at the end it is told so."""
     flow = flow_of()
-    await flow.run({}, is_last=False)
+    await flow.run({})
     await flow.run(batch(1), is_last=True)
     tasks = set(map(id, flow.tasks.values()))
     assert 2 == len(tasks)
@@ -299,10 +299,21 @@ async def test_undelivered_batch_is_not_committed(clock, fail_at, delivered):
     """Neither its outputs nor its state may be missing behind a committed offset."""
     flow = flow_of(FakeSender(fail_at))
     with pytest.raises(Undelivered):
-        await flow.run(batch(5), is_last=False)
+        await flow.run(batch(5))
     assert delivered == sent(flow)
     assert {} == flow.due()
     assert not flow.is_whole, "nothing more may be kept of a task that is half done"
+
+
+async def test_nothing_is_committed_while_a_batch_is_under_way(clock):
+    """The next batch may be applied meanwhile, and what a task notes would tell of both."""
+    flow = flow_of()
+    first = await flow.apply(batch(5))
+    second = await flow.apply(batch(6))
+    await flow.deliver(first)
+    assert ({}, False) == (flow.due(), flow.is_whole)
+    await flow.deliver(second)
+    assert {IN: Committed(7, "note 7")} == flow.due()
 
 
 async def test_expired_lease_is_noticed_before_anything_is_written(clock):
@@ -310,7 +321,7 @@ async def test_expired_lease_is_noticed_before_anything_is_written(clock):
     flow = flow_of()
     clock.now_s += 10.0
     with pytest.raises(Fenced, match=r"no heartbeat was answered for 10\.0 s"):
-        await flow.run(batch(5), is_last=False)
+        await flow.run(batch(5))
     assert ([], {}) == (sent(flow), flow.due())
 
 
@@ -324,7 +335,7 @@ async def test_lease_that_expires_on_the_way_stops_what_follows(clock):
 
     flow = flow_of(Slow())
     with pytest.raises(Fenced):
-        await flow.run(batch(5), is_last=False)
+        await flow.run(batch(5))
     assert (["first"], {}) == (sent(flow), flow.due())
 
 
@@ -334,10 +345,10 @@ async def test_heartbeat_that_is_answered_renews_the_lease(clock):
     clock.now_s += 4.9
     flow.lease.renew(clock.now_s - 2.5)
     clock.now_s += 2.4
-    await flow.run(batch(5), is_last=False)
+    await flow.run(batch(5))
     clock.now_s += 0.2
     with pytest.raises(Fenced):
-        await flow.run(batch(6), is_last=False)
+        await flow.run(batch(6))
 
 
 def test_lease_is_never_shortened(clock):
@@ -358,7 +369,7 @@ async def test_idle_turn_needs_no_lease(clock):
     """Who writes nothing does no harm."""
     flow = flow_of()
     clock.now_s += 100.0
-    await flow.run({}, is_last=False)
+    await flow.run({})
     assert [] == sent(flow)
 
 

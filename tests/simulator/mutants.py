@@ -127,28 +127,18 @@ def commit_before_delivery() -> Iterator[None]:
 
 
 def _run(order: Callable[[Effects], list[list[Send]]]) -> AbstractContextManager[Any]:
-    """The turn of the loop, with deliveries in another order."""
-
-    async def run(flow: Flow, fetched: Mapping[Partition, list[Record]], *, is_last: bool) -> None:
-        effects, now = Effects(), flow.now_ms()
-        flow.is_whole = False
-        for at, records in fetched.items():
-            flow.tasks[at].apply(at, records, now, effects)
-        for task in dict.fromkeys(flow.tasks.values()):
-            task.tick(now, effects, is_last=is_last)
-        for sends in order(effects):
-            if sends:
-                flow.lease.check()
-                await flow.sender.deliver(sends)
-        flow.positions.update({at: records[-1].offset + 1 for at, records in fetched.items()})
-        flow.is_whole = True
-
-    return patch.object(Flow, "run", run)
+    """What a batch caused, delivered in another order."""
+    return patch.object(Effects, "parts", property(order))
 
 
 def state_before_outputs() -> AbstractContextManager[Any]:
     """The changelog says that a record was applied before its outputs are there."""
     return _run(lambda effects: [effects.state, effects.first, effects.outputs])
+
+
+def committed_under_way() -> AbstractContextManager[Any]:
+    """Offsets are committed, with notes of the batch that is being delivered."""
+    return patch.object(Flow, "is_whole", property(lambda flow: True))
 
 
 def alerts_beside_scores() -> AbstractContextManager[Any]:
@@ -336,6 +326,7 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         commit_before_delivery,
         state_before_outputs,
         alerts_beside_scores,
+        committed_under_way,
         state_not_restored,
         scored_before_restored,
         last_write_wins,

@@ -211,7 +211,13 @@ class World(Driver):
             raise Killed
 
     def _stalled(self, process: Process) -> None:
-        """Wake in time, or be taken for dead while the network still holds what was sent."""
+        """Wake in time, or be taken for dead while the network still holds what was sent.
+
+        Meanwhile the next batch may have been applied, which no commit may know of.
+        """
+        if process.behind is None and self.rng.random() < 0.6:
+            self.take(process, self.poll(process, 20))
+            self.commit(process)
         if self.rng.random() < 0.4:
             try:
                 self.heartbeat(process)
