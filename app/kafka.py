@@ -129,7 +129,7 @@ class Sender:
         producer = cast("AIOKafkaProducer", self._producer)
         acknowledged, builder = [], producer.create_batch()
         for send in sends:
-            key, value, headers = send.key, send.value, send.headers
+            key, value, headers = send.key, send.value, list(send.headers)
             taken = builder.append(timestamp=None, key=key, value=value, headers=headers)
             if taken is None:  # it is full
                 acknowledged.append(await producer.send_batch(builder, topic, partition=partition))

@@ -666,8 +666,8 @@ def test_scores_written_in_columns_are_those_written_one_by_one(names, seed):
     rows[rng.random((n, 3)) < 0.3] = np.nan
     whole = rng.integers(0, 2**53, (4, n))
     batch = Batch(
-        names, whole[0], rng.exponential(size=n), [names[::-1], names], rows, *whole[1:],
-        [None] * n, [names],
+        names, whole[0], rng.exponential(size=n), [names[::-1], names], rows,
+        whole[1], whole[2], whole[3], [None] * n, [names],
     )  # fmt: skip
     told = [Reason("50% off", None, 0.1, "so it is"), Reason("b", 2.0, -1.0, '"')]
     decided = Decisions(

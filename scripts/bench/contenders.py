@@ -70,6 +70,7 @@ class Contender:
     share: float = 1.0
     needs: str = ""  # a package of .bench-venv
     changelogs: tuple[str, ...] = ()  # that are made for it
+    processes: int = 1  # of one group
 
     def problem(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -111,6 +112,7 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         Contender("weir-default", "default model, default card profile, all as shipped", Subject()),
+        Contender("weir-two", "as weir-default, two workers of one group", Subject(), processes=2),
         Contender("weir-logistic", "compared features, weir's logistic", Subject("logistic")),
         Contender("weir-river", "compared features, River's pipeline", Subject(RIVER_LOGISTIC)),
         Contender(

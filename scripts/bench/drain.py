@@ -29,6 +29,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -145,13 +146,23 @@ class Trial:
     topics: Topics
     sender: Sender
     scores: Scores
-    process: subprocess.Popen[bytes]
-    folder: Path
-    warmed_s: float = 0.0  # from its start to rest
+    processes: dict[Path, subprocess.Popen[bytes]]  # by where each writes what it says
+    warmed_s: float = 0.0  # from their start to rest
+
+    @property
+    def pids(self) -> list[int]:
+        """Those that are measured."""
+        return [process.pid for process in self.processes.values()]
 
     def check(self) -> None:
-        """Raise Ended if the process has ended."""
-        check(self.process, self.folder / "log")
+        """Raise Ended if a process has ended."""
+        for log, process in self.processes.items():
+            check(process, log)
+
+    def signal(self, what: int) -> None:
+        """Tell every process."""
+        for process in self.processes.values():
+            process.send_signal(what)
 
 
 @contextlib.asynccontextmanager
@@ -171,27 +182,35 @@ async def warmed(
     sender, scores = Sender(settings), await Scores.of(Reader(settings), topics.scores.name)
     await sender.start()
     try:
-        with tempfile.TemporaryDirectory(prefix="weir-speed-") as told:
-            folder = Path(told)
-            (folder / "state").mkdir()
+        with tempfile.TemporaryDirectory(prefix="weir-speed-") as told, ExitStack() as stack:
             if contender.subject:
                 await sender.deliver([contender.subject.snapshot(settings)])
             await publish(sender, topics.transactions.name, warm)
-            environment = contender.environment(
-                where.bootstrap, where.prefix, folder / "state", where.model
-            )
             started_s = time.monotonic()
-            with running(contender.command(profile_to), environment, folder / "log") as process:
-                trial = Trial(settings, topics, sender, scores, process, folder)
-                if not await until(scores, len(warm), trial.check, advance):
-                    raise Ended(f"no score within {_START_S:g} s; {said_last(folder / 'log')}")
-                await at_rest(process.pid)
-                trial.warmed_s = time.monotonic() - started_s
-                yield trial
+            trial = Trial(settings, topics, sender, scores, {})
+            for i in range(contender.processes):
+                log = Path(told, f"log-{i}")
+                run = _started(contender, where, Path(told, f"state-{i}"), log, profile_to)
+                trial.processes[log] = stack.enter_context(run)
+            if not await until(scores, len(warm), trial.check, advance):
+                said = said_last(next(iter(trial.processes)))
+                raise Ended(f"no score within {_START_S:g} s; {said}")
+            await at_rest(*trial.pids)
+            trial.warmed_s = time.monotonic() - started_s
+            yield trial
     finally:
         await scores.stop()
         await sender.stop()
         await _forget(where)
+
+
+def _started(
+    contender: Contender, where: Where, folder: Path, log: Path, profile_to: Path | None
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """One process of a contender, with a folder of its own."""
+    folder.mkdir()
+    told = contender.environment(where.bootstrap, where.prefix, folder, where.model)
+    return running(contender.command(profile_to), told, log)
 
 
 async def drained(  # noqa: PLR0913 - what a run is made of
@@ -210,21 +229,21 @@ async def drained(  # noqa: PLR0913 - what a run is made of
     n = len(stream) - warm
     opened = warmed(contender, stream[:warm], where, profile_to=profile_to, advance=advance)
     async with opened as trial:
-        process, base = trial.process, await trial.scores.ends()
+        base = await trial.scores.ends()
         n_base = sum(base.values())
-        process.send_signal(signal.SIGSTOP)
+        trial.signal(signal.SIGSTOP)
         await publish(trial.sender, trial.topics.transactions.name, stream[warm:])
-        began_ms, began_s, before = time.time() * 1e3, time.monotonic(), cpu(process.pid)
+        began_ms, began_s, before = time.time() * 1e3, time.monotonic(), cpu(*trial.pids)
         if profile_to is not None:
-            process.send_signal(signal.SIGRTMIN)
-        process.send_signal(signal.SIGCONT)
+            trial.signal(signal.SIGRTMIN)
+        trial.signal(signal.SIGCONT)
         await until(trial.scores, n_base + n, trial.check, advance)
-        rest = await at_rest(process.pid)
+        rest = await at_rest(*trial.pids)
         trial.check()
         if profile_to is not None:
-            process.send_signal(signal.SIGRTMIN + 1)
+            trial.signal(signal.SIGRTMIN + 1)
             await asyncio.sleep(1.0)
-        rss = rss_bytes(process.pid)
+        rss = sum(map(rss_bytes, trial.pids))
         ids, values, times_ms = await trial.scores.read(base)
     wanted = {orjson.loads(p.value)["transaction_id"] for p in stream[warm:]}
     used = rest.cpu.since(before)

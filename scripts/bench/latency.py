@@ -104,11 +104,11 @@ async def paced(contender: Contender, load: Load, where: Where, advance: Any) ->
             topic = trial.topics.transactions.name
             given = {"settings": trial.settings, "topic": topic, "payments": timed}
             (trial.folder / "input").write_bytes(pickle.dumps(given))
-            start_s, before = time.monotonic() + _LEAD_S, cpu(trial.process.pid)
+            start_s, before = time.monotonic() + _LEAD_S, cpu(*trial.pids)
             async with _producer(trial.folder / "input", start_s, load.rate) as producer:
                 await receiver.run(start_s + load.n / load.rate + _LATE_S, advance)
                 said, _ = await asyncio.wait_for(producer.communicate(), _LATE_S)
-            used = cpu(trial.process.pid).since(before)
+            used = cpu(*trial.pids).since(before)
         finally:
             await consumer.stop()
     due_s = start_s + np.arange(load.n) / load.rate

@@ -41,11 +41,14 @@ class Cpu(NamedTuple):
         return Cpu(self.user_s - before.user_s, self.system_s - before.system_s)
 
 
-def cpu(pid: int) -> Cpu:
-    """CPU seconds of a process so far, from /proc; resolution 10 ms."""
-    # The name of a process may hold spaces; behind its bracket the fields begin with the third.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return Cpu(int(fields[11]) / _TICKS_A_SECOND, int(fields[12]) / _TICKS_A_SECOND)
+def cpu(*pids: int) -> Cpu:
+    """CPU seconds of some processes so far, from /proc; resolution 10 ms."""
+    user, system = 0, 0
+    for pid in pids:
+        # The name of a process may hold spaces; behind its bracket the fields begin with the third.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        user, system = user + int(fields[11]), system + int(fields[12])
+    return Cpu(user / _TICKS_A_SECOND, system / _TICKS_A_SECOND)
 
 
 def rss_bytes(pid: int) -> int:
@@ -115,14 +118,14 @@ class Rest(NamedTuple):
     cpu: Cpu
 
 
-async def at_rest(pid: int, deadline_s: float = 60.0) -> Rest:
-    """Wait until a process does next to nothing; say since when."""
+async def at_rest(*pids: int, deadline_s: float = 60.0) -> Rest:
+    """Wait until some processes do next to nothing; say since when."""
     until = time.monotonic() + deadline_s
-    looks = [Rest(time.monotonic(), cpu(pid))]
+    looks = [Rest(time.monotonic(), cpu(*pids))]
     n_quiet = 0
     while n_quiet < _QUIET_LOOKS and time.monotonic() < until:
         await asyncio.sleep(_LOOK_S)
-        looks.append(Rest(time.monotonic(), cpu(pid)))
+        looks.append(Rest(time.monotonic(), cpu(*pids)))
         took = looks[-1].cpu.since(looks[-2].cpu).total_s
         is_quiet = took < _QUIET_SHARE * (looks[-1].at_s - looks[-2].at_s)
         n_quiet = n_quiet + 1 if is_quiet else 0

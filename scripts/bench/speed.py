@@ -69,6 +69,7 @@ _RATIOS = {
     "weir-logistic / quix": ("records_per_s", "weir-logistic", "quix"),
     "weir-logistic / aiokafka": ("records_per_s", "weir-logistic", "aiokafka"),
     "weir-river / weir-one-by-one": ("records_per_s", "weir-river", "weir-one-by-one"),
+    "weir-two / weir-default": ("records_per_s", "weir-two", "weir-default"),
     "CPU faust / weir-river": ("cpu_us", "faust", "weir-river"),
     "CPU quix / weir-river": ("cpu_us", "quix", "weir-river"),
     "CPU aiokafka / weir-river": ("cpu_us", "aiokafka", "weir-river"),
