@@ -186,10 +186,9 @@ def backtest(
         said = {"score" if only else name: result.scores for name, result in results.items()}
         write_rows(scores, {"transaction_id": columns.ids, **said})
     if snapshot:
-        from app import snapshots
+        from app import shelf, snapshots
 
-        key = settings.learner.key.get_secret_value().encode()
-        snapshots.write(snapshot, snapshots.seal(results[chosen[0]].learner, key))
+        snapshots.write(snapshot, shelf.sealed(results[chosen[0]].learner, settings))
     runs = [
         Run(name, result.learner.evaluation, result.drifts, _facts(told[name]))
         for name, result in results.items()

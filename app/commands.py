@@ -387,7 +387,7 @@ def models_list(
     if as_json:
         print_json(found)
         return
-    names = ("offset", "written", "bytes", "position", "digest", "learned", "verifies")
+    names = ("offset", "written", "bytes", "of", "position", "digest", "learned", "verifies")
     table = Table(*names)
     for one in found:
         table.add_row(*(escape(_cell(one[name])) for name in names))
@@ -405,7 +405,7 @@ def models_save(
 
     settings = load(config, profile)
     held = [(record, _kept(at, record, settings)) for at, record in _snapshots(settings)]
-    fit = [(record, one) for record, one in held if one["verifies"] == "yes"]
+    fit = [(record, one) for record, one in held if one["of"] == "learner"]
     if not fit:
         why = f"; the last one: {held[-1][1]['verifies']}" if held else ""
         raise Refused(f"{len(held)} snapshots, of which none verifies{why}")
@@ -429,19 +429,21 @@ def _snapshots(settings: Settings) -> list[tuple[Position, Record]]:
 def _kept(at: Position, record: Record, settings: Settings) -> dict[str, Any]:
     """What a snapshot says of itself; what does not verify says nothing but why."""
     from app.core.features import FeaturePlan
-    from app.learning import open_snapshot
+    from app.core.learner import Learner
+    from app.shelf import opened
     from app.tail import told_time
 
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     told = {"offset": at.offset, "written": told_time(record.timestamp_ms)}
     told |= {"bytes": len(record.value or b"")}
     try:
-        learner = open_snapshot(record, settings, plan)
+        found = opened(record, settings, plan)
     except Refused as error:
-        nothing = dict.fromkeys(("position", "digest", "learned"))
+        nothing = dict.fromkeys(("of", "position", "digest", "learned"))
         return {**told, **nothing, "verifies": f"no: {error}"}
-    version = {"position": learner.position, "digest": learner.digest}
-    return {**told, **version, "learned": learner.n_learned, "verifies": "yes"}
+    version = {"position": found.version.position, "digest": found.version.digest}
+    of, learned = ("learner", found.n_learned) if isinstance(found, Learner) else ("scores", None)
+    return {**told, "of": of, **version, "learned": learned, "verifies": "yes"}
 
 
 def _cell(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,31 +15,31 @@ from app import codec
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Terms
 from app.core.investigators import Investigators
-from app.core.learner import FORMAT, Learner
+from app.core.learner import Learner
 from app.core.measures.rows import DAY_MS
 from app.core.models import make_model
-from app.errors import Malformed, Misconfigured, Refused
+from app.core.scoring import Champion
+from app.errors import Malformed, Misconfigured
 from app.join import outcome_record
 from app.kafka import Reader, reach, read
 from app.records import Partition, Send
-from app.snapshots import seal, unseal
+from app.shelf import CHAMPION, LEARNER, Shelf, frozen, hints
 from app.stages import refused
 from app.tasks import Committed, Effects, Range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
 
     from app.config import Settings
     from app.core.features import FeaturePlan
     from app.core.learner import LearnerEffects
-    from app.core.scoring import Champion
     from app.metrics import Metrics
     from app.records import Example, Record, Summary, Verdict
+    from app.snapshots import Frozen
     from app.topics import Topics
 
 log = structlog.get_logger(__name__)
-
-CHAMPION = "champion"
 
 #: As [evaluation] has it: a policy that alerts of more is held against its highest 10,000.
 BUDGET_MAX = 10_000
@@ -125,38 +126,6 @@ def terms_of(settings: Settings) -> Terms:
     )
 
 
-def newest(snapshots: Sequence[Record], settings: Settings, plan: FeaturePlan) -> Learner | None:
-    """The newest learner that verifies and fits the configuration; None where there is none."""
-    best: Learner | None = None
-    for record in snapshots:
-        try:
-            learner = open_snapshot(record, settings, plan)
-        except Refused as error:
-            log.warning("snapshot_refused", offset=record.offset, reason=str(error))
-            continue
-        if best is None or learner.position >= best.position:
-            best = learner
-    return best
-
-
-def open_snapshot(record: Record, settings: Settings, plan: FeaturePlan) -> Learner:
-    """The learner in a record of the models topic. Raises Refused."""
-    learner = unseal(record.value or b"", [settings.learner.key.get_secret_value().encode()])
-    if not isinstance(learner, Learner):
-        msg = f"snapshot holds a {type(learner).__name__}; expected a Learner"
-        raise Refused(msg)
-    if getattr(learner, "format", None) != FORMAT:
-        msg = "snapshot was written by another version of weir: the model is learnt anew"
-        raise Refused(msg)
-    if learner.schema != plan.schema:
-        msg = (
-            f"snapshot has features of schema {learner.schema}; the configuration declares "
-            f"{plan.schema}. A model of other features starts anew"
-        )
-        raise Refused(msg)
-    return learner
-
-
 @dataclass
 class LearnStage:
     """The learner: one partition, one task."""
@@ -166,6 +135,8 @@ class LearnStage:
     plan: FeaturePlan
     champion: Champion
     metrics: Metrics
+    #: Where snapshots are compressed and signed meanwhile; None: at once.
+    beside: Executor | None = None
     name: str = "learn"
     topics: tuple[str, ...] = field(init=False)
 
@@ -191,24 +162,27 @@ class LearnTask:
         self._kept_learned = 0
         self._kept_ms = 0
         self._turn = 0
+        self._shelf = Shelf(stage.settings, stage.plan, (LEARNER,))
+        self._sealing: list[Future[Send]] = []
 
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
         """All snapshots that are kept: the newest that verifies is where we go on."""
         return [Range(self._snapshots)]
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
-        """Take the newest of these snapshots if it is newer than what we have."""
+        """Look at snapshots; the newest that verifies will be opened, once."""
         for record in records:
             name, _, turn = (record.key or b"").decode(errors="replace").rpartition("/")
             if name == CHAMPION and turn.isdecimal():
                 self._turn = int(turn) + 1
-        found = newest(records, self.stage.settings, self.stage.plan)
-        if found is not None and found.position >= self.learner.position:
-            self.learner = found
-            self._kept_position, self._kept_learned = found.position, found.n_learned
+        self._shelf.put(records, self.learner.version)
 
     def start(self) -> Mapping[Partition, int]:
         """The examples after those that the snapshot holds, wherever the offsets stand."""
+        found = self._shelf.open()
+        if isinstance(found, Learner) and found.position >= self.learner.position:
+            self.learner = found
+            self._kept_position, self._kept_learned = found.position, found.n_learned
         self._adopt()
         if self.learner.position >= 0:
             warn_of_other_settings(self.learner, self.stage.settings)
@@ -234,20 +208,37 @@ class LearnTask:
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
         """Keep a snapshot, every so many examples or so long after the last."""
         learner, bounds = self.learner, self.stage.settings.learner
-        if learner.position == self._kept_position:
-            return
         grown = learner.n_learned - self._kept_learned >= bounds.snapshot_every
         aged = now_ms - self._kept_ms >= bounds.snapshot_interval
-        if not (grown or aged or is_last):
-            return
-        key = bounds.key.get_secret_value().encode()
-        # Keys take turns, so that compaction keeps the last few of them.
-        name = f"{CHAMPION}/{self._turn % bounds.snapshots_kept}".encode()
+        is_due = (grown or aged) and not self._sealing
+        if learner.position != self._kept_position and (is_due or is_last):
+            self._seal()
+            self._kept_position, self._kept_learned = learner.position, learner.n_learned
+            self._kept_ms = now_ms
+        if is_last or all(one.done() for one in self._sealing):
+            for send in [one.result() for one in self._sealing]:
+                effects.state.append(send)
+                self.stage.metrics.snapshot(len(send.value or b""), now_ms)
+            self._sealing = []
+
+    def _seal(self) -> None:
+        """Copy what is to be kept: what gives scores, and all; make snapshots of it beside."""
+        turn = self._turn % self.stage.settings.learner.snapshots_kept
         self._turn += 1
-        effects.state.append(Send(self._snapshots.topic, 0, name, seal(learner, key)))
-        self._kept_position, self._kept_learned = learner.position, learner.n_learned
-        self._kept_ms = now_ms
-        self.stage.metrics.snapshot(len(effects.state[-1].value or b""), now_ms)
+        champion = Champion.of(self.learner).for_scoring()
+        # Keys take turns, so that compaction keeps the last few of them.
+        for name, state in ((f"scores/{turn}", champion), (f"{CHAMPION}/{turn}", self.learner)):
+            copy = frozen(state, self.learner.schema)
+            if self.stage.beside is not None:
+                self._sealing.append(self.stage.beside.submit(self._sealed, name, copy))
+            else:
+                self._sealing.append(Future())
+                self._sealing[-1].set_result(self._sealed(name, copy))
+
+    def _sealed(self, name: str, copy: Frozen) -> Send:
+        key = self.stage.settings.learner.key.get_secret_value().encode()
+        value = copy.sealed(key)
+        return Send(self._snapshots.topic, 0, name.encode(), value, hints(copy.about))
 
     def note(self, partition: Partition, offset: int) -> str:
         """Nothing: the position lies in the snapshot."""
@@ -283,6 +274,7 @@ class Follower(Service):
         super().__init__(**kwargs)
         self._settings, self._plan, self._champion = settings, plan, champion
         self._at = TopicPartition(topics.models.name, 0)
+        self._shelf = Shelf(settings, plan, (CHAMPION, LEARNER))
         self.caught_up = asyncio.Event()
 
     @Service.task
@@ -295,23 +287,29 @@ class Follower(Service):
             end = (await consumer.end_offsets([self._at]))[self._at]
             while not self.should_stop:
                 fetched = await consumer.getmany(self._at, timeout_ms=500)
-                self.take([read(record) for record in fetched.get(self._at, ())])
-                if not self.caught_up.is_set() and await consumer.position(self._at) >= end:
+                records = [read(record) for record in fetched.get(self._at, ())]
+                # Beside the loop: what takes long there leaves the lock to others.
+                await asyncio.to_thread(self._shelf.put, records, self._champion.version)
+                if await consumer.position(self._at) >= end:
+                    self._adopt(await asyncio.to_thread(self._shelf.open))
                     self.caught_up.set()
         finally:
             await consumer.stop()
 
     def take(self, snapshots: Sequence[Record]) -> None:
         """Adopt the newest of some snapshots if it is newer than the model in use."""
-        found = newest(snapshots, self._settings, self._plan)
+        self._shelf.put(snapshots, self._champion.version)
+        self._adopt(self._shelf.open())
+
+    def _adopt(self, found: Learner | Champion | None) -> None:
         if found is None:
             return
-        held = self._champion.version
-        if found.position > held.position:
+        held, version = self._champion.version, found.version
+        if version.position > held.position:
             self._champion.follow(found)
-            log.info("model_adopted", position=found.position, digest=found.digest)
-        elif found.position == held.position and found.digest != held.digest:
+            log.info("model_adopted", position=version.position, digest=version.digest)
+        elif version.position == held.position and version.digest != held.digest:
             # Two learners of one log must agree; if not, one of them did not learn that log.
             log.error(
-                "models_differ", position=found.position, ours=held.digest, theirs=found.digest
+                "models_differ", position=held.position, ours=held.digest, theirs=version.digest
             )

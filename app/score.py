@@ -23,8 +23,8 @@ from app.core.features import FeaturePlan
 from app.core.scoring import Champion
 from app.errors import Refused
 from app.files import LabelColumns, read_batches
-from app.learning import open_snapshot
 from app.records import Record
+from app.shelf import open_learner
 from app.stages import scorer_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def learner_in(path: Path, settings: Settings, plan: FeaturePlan) -> Learner:
     Raises Refused where it is torn, not signed with ``learner.key``, or of other features.
     """
     try:
-        return open_snapshot(Record(0, None, snapshots.read(path), 0), settings, plan)
+        return open_learner(Record(0, None, snapshots.read(path), 0), settings, plan)
     except Refused as error:
         told = str(error)
         raise Refused(told if str(path) in told else f"{path}: {told}") from None

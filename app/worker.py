@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import faust
@@ -121,7 +122,11 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     """
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     champion, metrics = fresh_champion(settings, plan), Metrics()
-    flow = Flow(settings, stages_of(settings, role, metrics, champion, plan), metrics)
+    stages = stages_of(settings, role, metrics, champion, plan)
+    for stage in stages:
+        if isinstance(stage, LearnStage):
+            stage.beside = ThreadPoolExecutor(1, "snapshots")
+    flow = Flow(settings, stages, metrics)
     worker = settings.worker
     app = WeirApp(
         worker.group if role == "worker" else f"{worker.group}-learner",

@@ -11,7 +11,7 @@ import structlog
 from app.core.learner import Learner
 from app.learning import new_learner
 from app.records import Example, Send
-from app.snapshots import seal
+from app.shelf import sealed
 from app.testing import Driver
 from app.topics import Topics
 from tests.simulator.history import Shape, history_of, settings_of
@@ -70,10 +70,11 @@ def _scores_of(seed, draw):
     settings = settings_of(Shape(3, in_worker=False, corrections="ignore", is_crowded=False))
     driver = Driver(settings, learners=0)
     learner = _trained(settings, driver.plan)
-    key = settings.learner.key.get_secret_value().encode()
     models = Topics.of(settings).models.name
     Driver.deliver(
-        driver, driver.processes["worker-0"], [Send(models, 0, b"champion/0", seal(learner, key))]
+        driver,
+        driver.processes["worker-0"],
+        [Send(models, 0, b"champion/0", sealed(learner, settings))],
     )
     for made in history_of(random.Random(seed), Shape(3, False, "ignore", is_crowded=False), n=80):
         if made.topic == "transactions":

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import json
 import os
 import pickle
 import random
@@ -11,16 +12,20 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from app.config import load
 from app.core.features import FeaturePlan
+from app.core.learner import Learner
 from app.core.models import make_model
+from app.core.scoring import Champion
 from app.errors import Refused
-from app.learning import new_learner, newest, open_snapshot
+from app.learning import new_learner
 from app.records import Record
-from app.snapshots import pack, seal, unseal
+from app.shelf import CHAMPION, LEARNER, Shelf, frozen, hints, newest, open_learner, opened, sealed
+from app.snapshots import About, Frozen, about, freeze, seal, unseal
 from tests.core.examined import evaluated, plain, stream
 
 KEY = b"a key of this installation"
@@ -41,12 +46,12 @@ class Runs:
 
 def signed(body: bytes, key: bytes = KEY) -> bytes:
     """What ``seal`` makes of a pickle, here of any bytes."""
-    return b"WEIR1" + hmac.digest(key, body, hashlib.sha256) + body
+    return b"WEIR2" + hmac.digest(key, body, hashlib.sha256) + body
 
 
-def packed(pickled: bytes) -> bytes:
+def packed(pickled: bytes, said: About | None = None, key: bytes = KEY) -> bytes:
     """A pickle, well signed."""
-    return signed(pack(pickled))
+    return Frozen(said or About(), pickled, []).sealed(key)
 
 
 STATES: list[Any] = [
@@ -130,7 +135,7 @@ def test_snapshot_of_another_installation_is_refused():
 def test_pickle_of_a_stranger_is_not_loaded(tmp_path):
     """Without our signature no opcode of it runs."""
     evil = pickle.dumps(Runs(os.system, f"touch {tmp_path}/ran"))
-    for snapshot in (evil, b"WEIR1" + evil, signed(pack(evil), b"stranger")):
+    for snapshot in (evil, b"WEIR2" + evil, packed(evil, key=b"stranger")):
         with pytest.raises(Refused):
             unseal(snapshot, [KEY])
     assert [] == list(tmp_path.iterdir())
@@ -183,9 +188,24 @@ def test_broken_pickle_under_our_signature_is_refused():
     for pickled in (b"", b"\x80\x05", b"garbage", pickle.dumps(1)[:-1]):
         with pytest.raises(Refused):
             unseal(packed(pickled), [KEY])
-    for body in (b"", b"garbage", pack(pickle.dumps(1))[:-3]):
+    sound = packed(pickle.dumps(1))[37:]
+    for body in (b"", b"garbage", sound[:-3], sound[:20], b"\xff" * 4 + sound[4:]):
         with pytest.raises(Refused):
             unseal(signed(body), [KEY])
+
+
+@pytest.mark.parametrize(
+    "arrays", [[(-1, 1)], [(8, 0)], [(7, 8)], [(1 << 40, 8)], [(8, 8), (8, 8)]]
+)
+def test_head_that_lies_of_its_arrays_is_refused(arrays):
+    """Neither memory that is not there nor an array cut amiss follows from what it says."""
+    sound = freeze(np.arange(4), About())
+    body = sound.sealed(KEY)[37:]
+    n = int.from_bytes(body[:4], "little")
+    head = json.loads(body[4 : 4 + n]) | {"arrays": arrays}
+    told = json.dumps(head).encode()
+    with pytest.raises(Refused):
+        unseal(signed(len(told).to_bytes(4, "little") + told + body[4 + n :]), [KEY])
 
 
 def test_class_that_is_gone_is_refused():
@@ -208,7 +228,13 @@ def at(position: int, key: bytes = SECRET) -> bytes:
     """A snapshot of a learner at a position."""
     learner = new_learner(STREAM, PLAN)
     learner.position = position
-    return seal(learner, key)
+    return frozen(learner, learner.schema).sealed(key)
+
+
+def tells(kind: str = LEARNER, position: int = 99) -> About:
+    """The head of a snapshot that fits, whatever it holds."""
+    sound = about(at(position), [SECRET])
+    return msgspec.structs.replace(sound, kind=kind)
 
 
 def test_newest_snapshot_that_verifies_is_taken():
@@ -217,6 +243,8 @@ def test_newest_snapshot_that_verifies_is_taken():
     bad = [
         record(3, at(99)[:-1]), record(4, at(99, b"theirs")), record(5, None), record(6, b""),
         record(7, seal({"position": 99}, SECRET)), record(8, seal(Runs(os.getcwd), SECRET)),
+        record(9, seal({"position": 99}, SECRET, tells())),
+        record(10, seal(Runs(os.getcwd), SECRET, tells())),
     ]  # fmt: skip
     for order in ([*good, *bad], [*bad, *good], [bad[0], *good, *bad[1:]]):
         found = newest(order, STREAM, PLAN)
@@ -230,19 +258,96 @@ def test_snapshot_of_other_features_is_refused():
     card = load(profile="card")
     other = FeaturePlan.of(card.features, card.transaction.entities)
     with pytest.raises(Refused, match=f"features of schema {PLAN.schema}"):
-        open_snapshot(record(0, at(5)), STREAM, other)
+        open_learner(record(0, at(5)), STREAM, other)
 
 
 def test_snapshot_of_something_else_is_refused():
     """Signed, listed, and yet no learner."""
     with pytest.raises(Refused, match="holds a dict; expected a Learner"):
-        open_snapshot(record(0, seal({}, SECRET)), STREAM, PLAN)
+        open_learner(record(0, seal({}, SECRET, tells())), STREAM, PLAN)
 
 
 def test_snapshot_of_an_older_program_is_refused(monkeypatch):
     """What it lacks would be missed later: the model is learnt anew from the log."""
-    monkeypatch.setattr("app.core.learner.FORMAT", 1)
+    monkeypatch.setattr("app.shelf.FORMAT", 1)
     old = at(5)
     monkeypatch.undo()
     with pytest.raises(Refused, match="another version of weir"):
-        open_snapshot(record(0, old), STREAM, PLAN)
+        open_learner(record(0, old), STREAM, PLAN)
+
+
+# ---- What gives scores alone, and what is passed over unread.
+
+
+def taught(position: int = 3_000) -> Learner:
+    """A learner with a small forest that has learnt something."""
+    small = {"name": "forest", "params": {"n_trees": 4, "n_frauds": 100}}
+    settings = load(profile="stream", model=small)
+    learner = new_learner(settings, PLAN)
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(3_000, len(PLAN.names)))
+    learner.model.learn_many(rows, (rows[:, 0] > 1.0).astype(np.int8))
+    learner.position, learner.digest = position, f"{position:016x}"
+    return learner
+
+
+def test_champion_gives_the_same_scores_and_does_not_learn():
+    """Bit for bit, reasons too; it is a part of the learner's bytes, and says that it is."""
+    learner = taught()
+    champion = Champion.of(learner)
+    kept = frozen(champion.for_scoring(), PLAN.schema).sealed(SECRET)
+    found = opened(record(0, kept), STREAM, PLAN)
+    assert isinstance(found, Champion)
+    assert learner.version == found.version
+    rows = np.random.default_rng(2).normal(size=(500, len(PLAN.names)))
+    for mine, theirs in zip(
+        (*champion.mixture.score_many(rows), champion.mixture.contributions(rows)),
+        (*found.mixture.score_many(rows), found.mixture.contributions(rows)),
+        strict=True,
+    ):
+        assert mine.tobytes() == theirs.tobytes()
+    assert len(kept) < len(sealed(learner, STREAM))
+    with pytest.raises(RuntimeError, match="gives scores only"):
+        found.mixture.model.learn_many(rows[:1], [0])
+    with pytest.raises(Refused, match="scores alone"):
+        open_learner(record(0, kept), STREAM, PLAN)
+
+
+def told(offset: int, position: int, kind: str = LEARNER, value: bytes | None = None) -> Record:
+    """A snapshot as the learner writes it."""
+    said = tells(kind, position)
+    return Record(offset, b"champion/0", at(position) if value is None else value, 0, hints(said))
+
+
+def test_headers_let_snapshots_be_passed_over_unread():
+    """Those of another kind, older than the model in use, or this very model."""
+    shelf = Shelf(STREAM, PLAN, (LEARNER,))
+    held = open_learner(record(0, at(7)), STREAM, PLAN).version
+    shelf.put([told(0, 3), told(1, 7), told(2, 99, CHAMPION)], held)
+    assert 0 == shelf.n_verified
+    shelf.put([told(3, 8)], held)
+    assert 1 == shelf.n_verified
+    found = shelf.open()
+    assert isinstance(found, Learner)
+    assert 8 == found.position
+
+
+def test_headers_are_hints_only():
+    """What they promise beyond what is signed does not count."""
+    shelf = Shelf(STREAM, PLAN, (LEARNER,))
+    shelf.put([told(0, 5), told(1, 99, value=at(2)), told(2, 999, value=b"torn")])
+    found = shelf.open()
+    assert isinstance(found, Learner)
+    assert 5 == found.position
+    assert shelf.open() is None
+
+
+def test_no_more_snapshots_are_kept_in_memory_than_the_learner_keeps():
+    """However many lie on the topic, the newest few."""
+    shelf = Shelf(STREAM, PLAN, (LEARNER,))
+    for n in range(20):
+        shelf.put([record(n, at(n))])
+    assert STREAM.learner.snapshots_kept == len(shelf._found)
+    found = shelf.open()
+    assert isinstance(found, Learner)
+    assert 19 == found.position

@@ -9,8 +9,8 @@ lately learnt is enough that none teaches twice.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from app.core.mixture import Mixture
 from app.core.monitor import Monitor
 from app.core.novelty import Novelty
 from app.core.pending import MATURITY
+from app.core.recent import Recent
 from app.core.scoremap import ScoreMap
 from app.records import Drift, Example, LabelOutcome, ModelVersion, Summary, Verdict
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 #: Raised whenever what a learner holds is no longer what an older program wrote.
-FORMAT: Final = 2
+FORMAT: Final = 3
 #: 1,024: shares of frauds move little within, and a line is fitted in half a millisecond.
 REFRESH_EXAMPLES: Final = 1_024
 
@@ -86,10 +87,10 @@ class Learner:
 
     def __post_init__(self) -> None:
         """Start with nothing learnt."""
-        #: transaction -> how it was counted (``Evaluation.code``), oldest first
-        self.learnt: OrderedDict[int, int] = OrderedDict()
-        #: positions of the labels lately decided, oldest first
-        self.decided: OrderedDict[tuple[str, int, int], None] = OrderedDict()
+        #: transactions and how they were counted (``Evaluation.code``)
+        self.learnt = Recent(self.learnt_max)
+        #: labels lately decided, by their positions
+        self.decided = Recent(self.learnt_max)
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
         self.calibration = Calibration()
         self.scores = ScoreMap()
@@ -133,7 +134,7 @@ class Learner:
             if isinstance(record, Summary):
                 self._watch(record, effects)
             elif isinstance(record, Verdict):
-                if record.outcome.origin not in self.decided:
+                if _place(record.outcome.origin) not in self.decided:
                     self._decide(record.outcome, effects)
                     self._confirm(record.outcome, lessons)
             else:
@@ -179,7 +180,7 @@ class Learner:
         self, example: Example, key: int, before: int | None, effects: LearnerEffects
     ) -> Outcome | None:
         """Decide the one outcome of an example; None: it was delivered again."""
-        if example.origin in self.decided:
+        if _place(example.origin) in self.decided:
             return None
         if example.feature_schema != self.schema:
             reason = f"features of schema {example.feature_schema}; this model has {self.schema}"
@@ -188,7 +189,7 @@ class Learner:
             return None  # delivered again, or overtaken by a label
         is_again = before is not None and was_fraud(before) == example.is_fraud
         code = before if before is not None and is_again else self.evaluation.code(example, before)
-        self._remember(key, code)
+        self.learnt.put(key, code)
         if before is None:
             return self._tell(example, "learn", effects)
         # Far apart, only the join can know that a label corrects; it says so by sending it.
@@ -196,9 +197,7 @@ class Learner:
 
     def _decide(self, outcome: LabelOutcome, effects: LearnerEffects) -> None:
         """Give a label its one outcome: what comes for it again changes nothing."""
-        self.decided[outcome.origin] = None
-        if len(self.decided) > self.learnt_max:
-            self.decided.popitem(last=False)
+        self.decided.put(_place(outcome.origin))
         effects.outcomes.append(outcome)
 
     def _tell(
@@ -216,12 +215,6 @@ class Learner:
         )
         self._decide(told, effects)
         return outcome
-
-    def _remember(self, key: int, code: int) -> None:
-        self.learnt[key] = code
-        self.learnt.move_to_end(key)
-        if len(self.learnt) > self.learnt_max:
-            self.learnt.popitem(last=False)
 
     def _account(self, example: Example, lesson: Lesson, effects: LearnerEffects) -> None:
         effects.n_learned += 1
@@ -288,12 +281,17 @@ class Learner:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """State as plain values; the memory of ids as one tuple, small when pickled."""
-        learnt, decided = list(self.learnt.items()), list(self.decided)
-        return {**self.__dict__, "format": FORMAT, "learnt": learnt, "decided": decided}
+        """State as plain values, and which program wrote it."""
+        return {**self.__dict__, "format": FORMAT}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Go on exactly where the state was taken."""
-        self.__dict__.update(state)
-        self.learnt = OrderedDict(state["learnt"])
-        self.decided = OrderedDict.fromkeys(state["decided"])
+
+@cache
+def _source(topic: str, partition: int) -> int:
+    """64 bits for a partition; there are few."""
+    return hash_id(f"{topic}/{partition}")
+
+
+def _place(origin: tuple[str, int, int]) -> int:
+    """64 bits for a position. Within a partition no two are equal: the factor is odd."""
+    topic, partition, offset = origin
+    return (_source(topic, partition) + offset * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF

@@ -10,7 +10,7 @@ has its own, and their scores are averaged (Dal Pozzolo et al., 2018).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from app.core.calibration import Calibration
@@ -39,6 +39,15 @@ class Mixture:
     share: float = 0.0
     novelty: Novelty | None = None
     trust: float = 1.0
+
+    def for_scoring(self) -> Mixture:
+        """What gives the same scores elsewhere (``Model.for_scoring``)."""
+        told = self.investigators
+        return replace(
+            self,
+            model=self.model.for_scoring(),
+            investigators=None if told is None else told.for_scoring(),
+        )
 
     def score_many(
         self, rows: NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -153,7 +153,11 @@ class Champion:
         """What a learner has learnt so far."""
         return cls(learner.mixture, learner.version, learner.scores)
 
-    def follow(self, learner: Learner) -> bool:
+    def for_scoring(self) -> Champion:
+        """What gives the same scores elsewhere (``Model.for_scoring``)."""
+        return replace(self, mixture=self.mixture.for_scoring())
+
+    def follow(self, learner: Learner | Champion) -> bool:
         """Adopt what a learner has learnt; return whether it was newer."""
         if learner.version.position < self.version.position:
             return False

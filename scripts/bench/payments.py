@@ -22,9 +22,9 @@ from app.core.features import FeaturePlan
 from app.core.learner import Learner
 from app.files import Columns
 from app.kafka import Sender
-from app.learning import CHAMPION, new_learner
+from app.learning import new_learner
 from app.records import Send
-from app.snapshots import seal
+from app.shelf import CHAMPION, sealed
 from app.synth import DAY_MS, Item, World, items, rows, simulate
 from app.topics import TopicSpec, partition_of
 
@@ -166,7 +166,7 @@ class Subject:
 
     def snapshot(self, settings: Settings) -> Send:
         """The taught model as a record of the models topic."""
-        value = seal(self.learner, settings.learner.key.get_secret_value().encode())
+        value = sealed(self.learner, settings)
         return Send(f"{settings.topics.prefix}models", 0, f"{CHAMPION}/0".encode(), value)
 
 

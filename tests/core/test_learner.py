@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.core.learner import Learner, LearnerEffects
 from app.core.models import make_model
 from app.core.pending import MATURITY
+from app.core.recent import Recent
 from app.records import Example, Summary
 from tests.core.examined import plain
 
@@ -90,6 +91,8 @@ def state_of(learner: Learner) -> bytes:
     """Everything a learner knows, as bytes that depend on nothing else."""
     state = {**learner.__getstate__(), "model": learner.model.state_digest()}
     state["evaluation"] = plain(state["evaluation"])
+    for name in ("learnt", "decided"):
+        state[name] = [(key, state[name].get(key)) for key in state[name]]
     watches = vars(state["monitor"])
     state["monitor"] = [
         (name, w.detector.width, w.detector.estimation, list(w.times_ms))
@@ -277,3 +280,21 @@ def test_version_is_position_and_digest():
     assert 41 == learner.version.position
     assert learner.version.digest != "0" * 16
     assert np.isfinite(learner.model.score_many(np.zeros((1, 3)))).all()
+
+
+@pytest.mark.parametrize("size", [1, 5, 1_500])
+def test_memory_of_keys_is_that_of_the_last_ones_put_in(size):
+    """Held against a list of all that was put in; across a pickle, too."""
+    rng, recent, puts = random.Random(size), Recent(size), list[tuple[int, int]]()
+    for turn in range(4_000):
+        key, code = rng.getrandbits(64) if rng.random() < 0.8 or not puts else puts[-1][0], turn % 8
+        recent.put(key, code)
+        puts.append((key, code))
+        if turn % 700 == 0:
+            recent = pickle.loads(pickle.dumps(recent))
+    expected = dict(puts[-size:])
+    order = dict.fromkeys(key for key, _ in reversed(puts[-size:]))
+    assert [(key, expected[key]) for key in reversed(order)] == [(k, recent.get(k)) for k in recent]
+    assert len(order) == len(recent)
+    assert recent.get(1) is None
+    assert 1 not in recent

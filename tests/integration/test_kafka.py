@@ -24,8 +24,8 @@ from app.core.features import FeaturePlan
 from app.core.scoring import Batch
 from app.errors import Undelivered
 from app.kafka import Sender
-from app.learning import newest
 from app.records import Record, Send
+from app.shelf import newest
 from app.topics import TopicSpec
 from tests.core.reference import Reference, Seen
 from tests.integration.harness import Process, World, free_port, labels_of, transactions, until

@@ -17,8 +17,9 @@ from app.core.entity import EntityStore
 from app.core.models.digest import digest_of
 from app.core.repeats import Repeats
 from app.core.windows import APPLIED, DUPLICATE
-from app.learning import LearnTask, new_learner, newest
+from app.learning import LearnTask, new_learner
 from app.records import Example, Partition, Position, Summary
+from app.shelf import newest
 from app.stages import EntityTask
 from app.worker import fresh_champion
 from tests.simulator.world import Known, held_of

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from river import base
 
 Floats = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.int8]
 Rows = npt.ArrayLike
 
@@ -92,6 +93,13 @@ class Model(base.Classifier):
             else:
                 digest.update(repr(value).encode())
         return digest.hexdigest()
+
+    def for_scoring(self) -> "Model":
+        """What gives the same scores elsewhere; less than all, where learning needs more.
+
+        It shares its arrays with this model, so it is to be pickled at once.
+        """
+        return self
 
     @property
     @abc.abstractmethod

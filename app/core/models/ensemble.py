@@ -1,5 +1,6 @@
 """Several models as one: the mean of their scores, or a stack that learns their weights."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -89,6 +90,12 @@ class _Ensemble(Model):
     def nbytes(self) -> int:
         """Bytes of learnt state of all members."""
         return sum(member.nbytes for member in self.members) + 8 * (len(self.members) + 1)
+
+    def for_scoring(self) -> Model:
+        """Each member's trees or lines alone."""
+        mine = copy.copy(self)
+        mine.members = [member.for_scoring() for member in self.members]
+        return mine
 
     def _of_members(self, verb: str, *arguments: Any) -> Floats:
         """The members' answers, stacked along the first axis."""

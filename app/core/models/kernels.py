@@ -74,6 +74,15 @@ def mixed(seed: np.uint64, first: np.uint64, second: np.uint64) -> np.uint64:
 
 
 @kernel
+def following(bits: np.uint64) -> np.uint64:
+    """64 well-mixed bits that follow others: SplitMix64, for many draws in a row."""
+    bits = bits + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+@kernel
 def uniform(bits: np.uint64) -> float:
     """A number in [0, 1) from 64 bits."""
     return np.float64(bits >> np.uint64(11)) * UNIT

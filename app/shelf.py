@@ -1,0 +1,174 @@
+"""The snapshots on the models topic: what the learner writes, and the newest that verifies.
+
+Each time two are written, each whole in itself: of the *learner*, from which it goes on, and of
+its *champion*, which is what gives scores, a tenth of that. Whoever follows a learner opens
+champions alone. Headers say what a record is of, so that most are passed over unread; they are
+hints: what counts is the head that is signed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+
+from app.core.learner import FORMAT, Learner
+from app.core.scoring import Champion
+from app.errors import Refused
+from app.snapshots import About, Frozen, about, freeze, unseal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from app.config import Settings
+    from app.core.features import FeaturePlan
+    from app.records import Headers, ModelVersion, Record
+
+log = structlog.get_logger(__name__)
+
+LEARNER: Final = "learner"
+CHAMPION: Final = "champion"
+_KINDS: Final[dict[str, type[Learner | Champion]]] = {
+    LEARNER: Learner,
+    CHAMPION: Champion,
+}
+_KIND, _POSITION, _DIGEST = "weir-kind", "weir-position", "weir-digest"
+
+
+def frozen(state: Learner | Champion, schema: str) -> Frozen:
+    """A copy of what a learner knows now, or of what gives scores now."""
+    kind = LEARNER if isinstance(state, Learner) else CHAMPION
+    version = state.version
+    said = About(
+        kind=kind,
+        format=FORMAT,
+        position=version.position,
+        digest=version.digest,
+        schema=schema,
+    )
+    return freeze(state, said)
+
+
+def sealed(learner: Learner, settings: Settings) -> bytes:
+    """The snapshot of a learner."""
+    return frozen(learner, learner.schema).sealed(_key(settings))
+
+
+def hints(of: About) -> Headers:
+    """Headers for the record of a snapshot."""
+    return (
+        (_KIND, of.kind.encode()),
+        (_POSITION, str(of.position).encode()),
+        (_DIGEST, of.digest.encode()),
+    )
+
+
+def described(record: Record, settings: Settings, plan: FeaturePlan) -> About:
+    """What a snapshot is of, once its signature holds and it fits the configuration.
+
+    Raises Refused.
+    """
+    said = about(record.value or b"", [_key(settings)])
+    if said.kind not in _KINDS:
+        msg = f"snapshot is of {said.kind or 'something else'}; expected one of a learner"
+        raise Refused(msg)
+    if said.format != FORMAT:
+        msg = "snapshot was written by another version of weir: the model is learnt anew"
+        raise Refused(msg)
+    if said.schema != plan.schema:
+        msg = (
+            f"snapshot has features of schema {said.schema}; the configuration declares "
+            f"{plan.schema}. A model of other features starts anew"
+        )
+        raise Refused(msg)
+    return said
+
+
+def opened(record: Record, settings: Settings, plan: FeaturePlan) -> Learner | Champion:
+    """The learner or the champion in a record of the models topic. Raises Refused."""
+    kind = _KINDS[described(record, settings, plan).kind]
+    state = unseal(record.value or b"", [_key(settings)])
+    if not isinstance(state, kind):
+        msg = f"snapshot holds a {type(state).__name__}; expected a {kind.__name__}"
+        raise Refused(msg)
+    return state
+
+
+def open_learner(record: Record, settings: Settings, plan: FeaturePlan) -> Learner:
+    """The learner in a record of the models topic. Raises Refused."""
+    found = opened(record, settings, plan)
+    if not isinstance(found, Learner):
+        raise Refused("snapshot is of what gives scores alone; expected one of a learner")
+    return found
+
+
+def newest(snapshots: Sequence[Record], settings: Settings, plan: FeaturePlan) -> Learner | None:
+    """The newest learner that verifies and fits the configuration; None where there is none."""
+    shelf = Shelf(settings, plan, (LEARNER,))
+    shelf.put(snapshots)
+    found = shelf.open()
+    return found if isinstance(found, Learner) else None
+
+
+class _Found(NamedTuple):
+    """A snapshot that verifies."""
+
+    position: int
+    turn: int  # of two at one position the later counts
+    record: Record
+
+
+class Shelf:
+    """Snapshots that were looked at and not yet opened: the newest few that verify.
+
+    As many as the learner keeps (``learner.snapshots_kept``) stay in memory until one opens.
+    """
+
+    def __init__(self, settings: Settings, plan: FeaturePlan, kinds: Sequence[str]) -> None:
+        """Look for snapshots of these kinds, the first of which is the one wanted."""
+        self._settings, self._plan, self._kinds = settings, plan, kinds
+        self._found: list[_Found] = []
+        self._turn = 0
+        self.n_verified = 0
+
+    def put(self, records: Iterable[Record], held: ModelVersion | None = None) -> None:
+        """Look at records; ``held``: the model in use, than which only newer ones count."""
+        for record in records:
+            if self._is_passed_over(record, held):
+                continue
+            self.n_verified += 1
+            try:
+                said = described(record, self._settings, self._plan)
+            except Refused as error:
+                log.warning("snapshot_refused", offset=record.offset, reason=str(error))
+                continue
+            if said.kind in self._kinds:
+                self._turn += 1
+                self._found.append(_Found(said.position, self._turn, record))
+        self._found.sort(key=lambda one: one[:2], reverse=True)
+        del self._found[self._settings.learner.snapshots_kept :]
+
+    def _is_passed_over(self, record: Record, held: ModelVersion | None) -> bool:
+        """Whether the headers say that a snapshot is none to be looked at."""
+        said = dict(record.headers)
+        kind, position = said.get(_KIND, b"").decode("utf-8", "replace"), said.get(_POSITION, b"")
+        if kind and kind != self._kinds[0]:
+            return True
+        if held is None or not position.isdigit():
+            return False
+        is_same = said.get(_DIGEST, b"") == held.digest.encode()
+        return int(position) < held.position or (int(position) == held.position and is_same)
+
+    def open(self) -> Learner | Champion | None:
+        """The newest that opens; None where none does. The shelf is empty then."""
+        found, self._found = self._found, []
+        for one in found:
+            try:
+                return opened(one.record, self._settings, self._plan)
+            except Refused as error:
+                log.warning("snapshot_refused", offset=one.record.offset, reason=str(error))
+        return None
+
+
+def _key(settings: Settings) -> bytes:
+    return settings.learner.key.get_secret_value().encode()
