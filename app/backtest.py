@@ -138,7 +138,7 @@ class Entities:
         """Apply a batch; fill the columns of its rows that look at entities."""
         for index, (entity, store) in enumerate(zip(self.names, self.stores, strict=True)):
             fold_entity(batch, index, store, self.plan.windows[entity][0])
-            store.touched.clear()
+            store.forget_changes()
 
 
 class Stream:

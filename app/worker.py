@@ -12,7 +12,7 @@ from faust.app.base import BootStrategy
 from yarl import URL
 
 from app.alerting import AlertStage
-from app.core.entity import EntityStore
+from app.core.entity import warm_up_store
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
 from app.flow import Flow
@@ -92,11 +92,7 @@ def warm_up(settings: Settings) -> None:
     """
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     for _, windows in plan.windows.values():
-        one = np.zeros(1, np.int64)
-        EntityStore(windows, buckets_max=1).apply(
-            ["a"], times_ms=one, amounts=np.zeros(1), ids=["a"], others=["a"], upstreams=one,
-            offsets=one,
-        )  # fmt: skip
+        warm_up_store(windows)
     partitions_of([b"a"], 1)
     learner, row = new_learner(settings, plan), np.zeros((1, len(plan.names)))
     told = learner.investigators

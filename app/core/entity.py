@@ -18,17 +18,18 @@ entities (those seen longest ago leave first), all in the configuration.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue, absorb, doubled
+from app.core.hashing import hash_id, hash_many
 from app.core.windows import APPLIED, BLOCK, fold, n_leaving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,7 +68,8 @@ Row = tuple[Slot, SlotValue | BucketValue | None]
 class SlotColumns:
     """Rows of the changelog in columns; ``guards`` has shape (n, upstreams), -1: none."""
 
-    at: list[Slot]
+    keys: list[str]
+    slots: NDArray[np.int64]
     sequences: NDArray[np.int64]
     times_ms: NDArray[np.int64]
     amounts: NDArray[np.float64]
@@ -94,16 +96,57 @@ class SlotColumns:
             guards,
             self.revisions.tolist(),
         )
-        return list(zip(self.at, values, strict=True))
+        return list(zip(zip(self.keys, self.slots.tolist(), strict=True), values, strict=True))
 
 
-def hash_id(text: str) -> int:
-    """64 bits of a name, equal in every process (Python's own hash is not).
+class _Applied(NamedTuple):
+    """Slots that were touched and no row tells of yet; the guards as they stood then."""
 
-    >>> hash_id("t1") == hash_id("t1"), hash_id("t1") == hash_id("t2")
-    (True, False)
-    """
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    keys: list[str]
+    rows: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    guards: NDArray[np.int64]  # shape (n, upstreams)
+
+    def at(self) -> Iterable[Slot]:
+        """Which slots, one after another."""
+        return zip(self.keys, self.slots.tolist(), strict=True)
+
+    def where(self, keep: NDArray[np.bool_]) -> _Applied:
+        """Those where ``keep`` holds."""
+        keys = list(compress(self.keys, keep.tolist()))
+        return _Applied(keys, self.rows[keep], self.slots[keep], self.guards[keep])
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Applied]) -> _Applied:
+        """Several as one, in their order; at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        _, rows, slots, guards = zip(*parts, strict=True)
+        return cls(
+            list(chain.from_iterable(part.keys for part in parts)),
+            np.concatenate(rows),
+            np.concatenate(slots),
+            np.concatenate(guards),
+        )
+
+
+def warm_up_store(plan: WindowPlan) -> None:
+    """Compile all that a store calls, those of a ring that overflows and of its restore too."""
+    n = 2 * BLOCK
+    first, second = (
+        EntityStore(plan, history_max=BLOCK, buckets_max=1, bucket_ms=1) for _ in range(2)
+    )
+    first.apply(
+        ["a"] * n,
+        times_ms=np.zeros(n, np.int64),
+        amounts=np.zeros(n),
+        ids=[str(i) for i in range(n)],
+        others=["b"] * n,
+        upstreams=np.zeros(n, np.int64),
+        offsets=np.arange(n),
+    )
+    second.restore(row for row in first.changes() if isinstance(row[1], SlotValue))
+    second.buckets("a")
 
 
 @dataclass
@@ -154,10 +197,12 @@ class EntityStore:
         self._labels = np.full((_ROOM, BLOCK), UNKNOWN, np.int8)
         self._revisions = np.zeros((_ROOM, BLOCK), np.uint8)
         self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
-        self.touched: dict[Slot, tuple[int, ...]] = {}  # slot: the guard when it was written
+        self._unsaid = np.zeros(_ROOM, np.int64)  # transactions of each that no row tells of yet
+        self._applied: list[_Applied] = []
+        self._marked: dict[Slot, tuple[int, ...]] = {}  # slot: the guard when its label came
+        self._absorbed: dict[Slot, None] = {}
         self._gone: list[Slot] = []
         self._captured: list[Row] = []  # of earlier parts of a batch
-        self._is_round = False  # a ring would go round within the part of the batch at hand
         #: Highest source offset applied of each upstream partition, whatever the entity.
         self._passed = np.full(self.upstreams, -1, np.int64)
         self._restored: dict[str, None] = {}  # entities whose buckets may lack what the ring has
@@ -177,7 +222,15 @@ class EntityStore:
     @property
     def nbytes(self) -> int:
         """Bytes in the columns, without the dictionary of keys (about 130 more an entity)."""
-        columns = (self._counts, self._guards, self._table, self._last_ms, self._free, self._lines)
+        columns = (
+            self._counts,
+            self._guards,
+            self._table,
+            self._last_ms,
+            self._unsaid,
+            self._free,
+            self._lines,
+        )
         pool = (
             self._times,
             self._amounts,
@@ -207,25 +260,17 @@ class EntityStore:
         """
         n = len(keys)
         out = np.zeros((n, len(self.plan)))
-        status = np.zeros(n, np.int8)
-        slots = np.zeros(n, np.int64)
-        hashes = np.fromiter(map(hash_id, ids), np.uint64, n)
-        whom = np.fromiter(map(hash_id, others), np.uint64, n)
+        status, slots = np.zeros(n, np.int8), np.zeros(n, np.int64)
+        guards = np.zeros((n, self.upstreams), np.int64)
+        hashes, whom = hash_many(ids), hash_many(others)
         start = 0
-        counted: dict[str, int] = {}  # of each entity, of which no row was captured yet
         self._settle()
         while start < n:
-            if self._is_round:
-                # A ring that went round writes its slots twice: of a batch that was half
-                # delivered no row may be missing before one that arrived.
-                self._captured, self._is_round = self.changes(), False
-                counted.clear()
-            rows = self._rows_of(keys, start, counted)
+            rows = self._rows_of(keys[start:])
             part = slice(start, start + len(rows))
             self._ensure_blocks(len(rows))
             overflows = self._ensure_buckets(rows)
-            before = self._guards[rows]
-            self._n_free = fold(
+            self._n_free, done = fold(
                 rows,
                 times_ms[part],
                 amounts[part],
@@ -235,12 +280,16 @@ class EntityStore:
                 offsets[part],
                 self._counts,
                 self._guards,
+                self._passed,
+                self._last_ms,
+                self._unsaid,
                 self._table,
                 self._times,
                 self._amounts,
                 self._ids,
                 self._others,
                 self._labels,
+                self._revisions,
                 self._sequences,
                 self._free,
                 self._n_free,
@@ -250,29 +299,22 @@ class EntityStore:
                 *self.plan.arrays,
                 status[part],
                 slots[part],
+                guards[part],
                 out[part],
             )
-            start += len(rows)
-            fresh = status[part] == APPLIED
-            np.maximum.at(self._last_ms, rows[fresh], times_ms[part][fresh])
-            np.maximum.at(self._passed, upstreams[part][fresh], offsets[part][fresh])
-            new = slots[part][fresh]
-            places = self._table[rows[fresh], new // BLOCK], new % BLOCK
-            self._revisions[places] = 0
+            fresh = np.flatnonzero(status[part][:done] == APPLIED)
+            at = fresh + start
+            self._note_applied([keys[i] for i in at.tolist()], rows[fresh], slots[at], guards[at])
             if overflows:
-                at_ = np.flatnonzero(fresh) + part.start
-                self._note_absorbed(keys, at_, rows[fresh], self._sequences[places])
-            guards: dict[str, list[int]] = {}
-            for at in (np.flatnonzero(fresh) + part.start).tolist():
-                # The guard as it stood then: of a batch that was half delivered only the rows
-                # that arrived may count as applied.
-                guard = guards.get(keys[at])
-                if guard is None:
-                    guard = guards[keys[at]] = before[at - part.start].tolist()
-                guard[upstreams[at]] = int(offsets[at])
-                self._touch(keys[at], int(slots[at]), tuple(guard))
-                if self._expected:
-                    self._meet(keys[at], int(hashes[at]), int(slots[at]))
+                self._note_absorbed(keys, at, rows[fresh], slots[at])
+            if self._expected:
+                for i in at.tolist():
+                    self._meet(keys[i], int(hashes[i]), int(slots[i]))
+            start += done
+            if done < len(rows):
+                # A ring would go round: of a batch that was half delivered no row of a slot may
+                # be missing before one that arrived.
+                self._captured = self.changes()
         return out, status
 
     def mark(
@@ -311,7 +353,8 @@ class EntityStore:
         if self._labels[place] == label:
             return False
         self._label(place, label)
-        self._touch(key, slot, tuple(self._guards[row].tolist()))
+        self._marked.pop((key, slot), None)  # to the end: the order of the changelog
+        self._marked[key, slot] = tuple(self._guards[row].tolist())
         if self._sequences[place] < self._counts[row] - self.history_max:
             self._mark_bucket(key, wanted, int(self._times[place]), label)
         return True
@@ -332,7 +375,7 @@ class EntityStore:
         bucket = self._buckets.find(line, time_ms) if line else -1
         if bucket < 0 or not self._buckets.mark(bucket, id_hash, time_ms, label):
             return False
-        self._touch(key, ~self._buckets.place(time_ms), ())
+        self._absorbed[key, ~self._buckets.place(time_ms)] = None
         return True
 
     @property
@@ -388,12 +431,38 @@ class EntityStore:
         """
         before, self._captured = self._captured, []
         gone: list[Row] = [(slot, None) for slot in self._gone]
-        slots = self._read({slot: g for slot, g in self.touched.items() if slot[1] >= 0})
-        buckets: list[Row] = [
-            (slot, self._read_bucket(*slot)) for slot in self.touched if slot[1] < 0
-        ]
-        self.touched, self._gone = {}, []
+        slots = self._read(_Applied.joined([*self._told(), self._labelled()]))
+        buckets: list[Row] = [(slot, self._read_bucket(*slot)) for slot in self._absorbed]
+        self.forget_changes()
         return before + gone, slots, buckets
+
+    def forget_changes(self) -> None:
+        """Nobody needs to be told what was touched so far."""
+        for part in self._applied:
+            self._unsaid[part.rows] = 0
+        self._applied, self._marked, self._absorbed, self._gone = [], {}, {}, []
+        self._captured = []
+
+    def _note_applied(self, *columns: Any) -> None:
+        self._applied.append(_Applied(*columns))
+
+    def _told(self) -> list[_Applied]:
+        """What was applied; a slot that was labelled since goes to the end with its label."""
+        if not self._marked:
+            return self._applied
+        return [
+            part.where(np.array([(k, s) not in self._marked for k, s in part.at()], np.bool_))
+            for part in self._applied
+        ]
+
+    def _labelled(self) -> _Applied:
+        keys, n = [key for key, _ in self._marked], len(self._marked)
+        return _Applied(
+            keys,
+            np.fromiter((self.rows[key] for key in keys), np.int64, n),
+            np.fromiter((slot for _, slot in self._marked), np.int64, n),
+            np.array(list(self._marked.values()), np.int64).reshape(n, self.upstreams),
+        )
 
     def restore(self, slots: Iterable[Row]) -> None:
         """Take rows of the changelog in the order of the log.
@@ -471,7 +540,7 @@ class EntityStore:
             pool.ensure(1)
             amount, other = self._amounts[slot], self._others[slot]
             if absorb(pool.arrays, line, sequences[i], time_ms, amount, other, label):
-                self._touch(key, ~pool.place(time_ms), ())
+                self._absorbed[key, ~pool.place(time_ms)] = None
                 self._identify(line, self._ids[slot], time_ms, label)
 
     def _note_absorbed(
@@ -479,9 +548,10 @@ class EntityStore:
         keys: Sequence[str],
         at: NDArray[np.int64],
         rows: NDArray[np.int64],
-        sequences: NDArray[np.int64],
+        slots: NDArray[np.int64],
     ) -> None:
         """Touch the buckets that took in what left the rings when ``keys[at]`` were applied."""
+        sequences = self._sequences[self._table[rows, slots // BLOCK], slots % BLOCK]
         gone = np.flatnonzero(sequences >= self.history_max)
         if not len(gone):
             return
@@ -489,8 +559,8 @@ class EntityStore:
         places = self._table[rows, sequences % self._n_slots // BLOCK], sequences % BLOCK
         times, labels = self._times[places], self._labels[places]
         into = times // self.bucket_ms % self.buckets_max
-        for i, place in zip(at[gone].tolist(), into.tolist(), strict=True):
-            self._touch(keys[i], ~place, ())
+        whose = [keys[i] for i in at[gone].tolist()]
+        self._absorbed.update(dict.fromkeys(zip(whose, (~into).tolist(), strict=True)))
         for i in np.flatnonzero(labels != UNKNOWN):
             id_hash, line = self._ids[places][i], int(self._lines[rows[i]])
             self._identify(line, id_hash, int(times[i]), int(labels[i]))
@@ -517,45 +587,32 @@ class EntityStore:
             self._buckets.ensure(leaving)
         return bool(leaving)
 
-    def _touch(self, key: str, slot: int, guard: tuple[int, ...]) -> None:
-        self.touched.pop((key, slot), None)  # to the end: the order of the changelog
-        self.touched[key, slot] = guard
-
-    def _read(self, guards: Mapping[Slot, tuple[int, ...]]) -> SlotColumns:
+    def _read(self, told: _Applied) -> SlotColumns:
         """Slots in columns, each with the guard that stood when it was written."""
-        n = len(guards)
-        rows = np.fromiter((self.rows[key] for key, _ in guards), np.int64, n)
-        slots = np.fromiter((slot for _, slot in guards), np.int64, n)
-        places = (self._table[rows, slots // BLOCK], slots % BLOCK)
+        places = (self._table[told.rows, told.slots // BLOCK], told.slots % BLOCK)
         return SlotColumns(
-            at=list(guards),
+            keys=told.keys,
+            slots=told.slots,
             sequences=self._sequences[places],
             times_ms=self._times[places],
             amounts=self._amounts[places],
             ids=self._ids[places],
             others=self._others[places],
             labels=self._labels[places],
-            guards=np.array(list(guards.values()), np.int64).reshape(n, self.upstreams),
+            guards=told.guards,
             revisions=self._revisions[places],
         )
 
     def _read_bucket(self, key: str, slot: int) -> BucketValue | None:
         return self._buckets.value(int(self._lines[self.rows[key]]), ~slot, self._heard)
 
-    def _rows_of(self, keys: Sequence[str], start: int, times: dict[str, int]) -> NDArray[np.int64]:
-        """Rows of ``keys[start:]``, up to the first that needs another part of the batch.
-
-        That is one for which an entity would have to leave, or whose ring would go round: of
-        each entity ``times`` counts the transactions of which no row was captured yet.
-        """
-        may_go_round = len(keys) > self.history_max
+    def _rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the first of ``keys``, up to one for which an entity would have to leave."""
+        known = list(map(self.rows.get, keys))
+        if None not in known:
+            return np.array(known, np.int64)
         rows: list[int] = []
-        for key in keys[start:]:
-            if may_go_round:
-                times[key] = times.get(key, 0) + 1
-                if times[key] > self.history_max:
-                    self._is_round = True
-                    break
+        for key in keys:
             row = self.rows.get(key)
             if row is None:
                 if len(self.rows) >= self.entities_max:
@@ -577,6 +634,7 @@ class EntityStore:
                 self._table = doubled(self._table, -1)
                 self._last_ms = doubled(self._last_ms, np.iinfo(np.int64).min)
                 self._lines = doubled(self._lines, 0)
+                self._unsaid = doubled(self._unsaid, 0)
         self.rows[key] = row
         return row
 
@@ -616,8 +674,11 @@ class EntityStore:
         if self._lines[row]:
             slots += [~place for place in self._buckets.release(int(self._lines[row]))]
         for slot in slots:
-            self.touched.pop((key, slot), None)
+            self._marked.pop((key, slot), None)
+            self._absorbed.pop((key, slot), None)
             self._gone.append((key, slot))
+        if self._unsaid[row]:
+            self._applied = [part.where(part.rows != row) for part in self._applied]
         for block in self._table[row][self._table[row] >= 0]:
             self._sequences[block] = -1
             self._ids[block] = 0
@@ -625,4 +686,5 @@ class EntityStore:
             self._n_free += 1
         self._counts[row], self._guards[row], self._table[row] = 0, -1, -1
         self._last_ms[row], self._lines[row] = np.iinfo(np.int64).min, 0
+        self._unsaid[row] = 0
         self._free_rows.append(row)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from app.core.entity import hash_id
+from app.core.hashing import hash_id
 from app.core.measures.cards import Cards
 from app.core.measures.counts import Counts
 from app.core.measures.day import Day, DayFigures

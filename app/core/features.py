@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from app.core.entity import hash_id
+from app.core.hashing import hash_id
 from app.core.windows import WindowPlan
 from app.errors import Misconfigured
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from app.core.calibration import Calibration
 from app.core.encoding import Encoding
-from app.core.entity import hash_id
 from app.core.evaluation import Evaluation, Told, was_fraud
+from app.core.hashing import hash_id
 from app.core.investigators import Lesson
 from app.core.mixture import Mixture
 from app.core.monitor import Monitor

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from app.core.entity import hash_id
+from app.core.hashing import hash_id
 from app.core.scoremap import bins_of
 from app.records import Example, LabelOutcome, Position, Summary
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.core.entity import hash_id
+from app.core.hashing import hash_id
 from app.records import Reason
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from app.core.entity import hash_id
+from app.core.hashing import hash_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.core.entity import hash_id
 from app.core.evaluation import Evaluation, Terms, was_fraud
+from app.core.hashing import hash_id
 from app.core.measures.rows import DAY_MS, Rows
 from app.core.pending import MATURITY
 from app.core.scoremap import bins_of

@@ -20,7 +20,8 @@ from app.core.buckets import (
     estimate,
     merge_sketch,
 )
-from app.core.entity import EntityStore, Row, hash_id
+from app.core.entity import EntityStore, Row
+from app.core.hashing import hash_id
 from app.core.windows import APPLIED, STATS, WindowPlan
 from tests.core.reference import Reference, Seen
 from tests.core.test_entity import One, batches, compacted, feed, history

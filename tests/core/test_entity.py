@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
-from app.core.entity import EntityStore, Row, SlotValue
+from app.core.entity import EntityStore, Row, SlotValue, _Applied
 from app.core.windows import APPLIED, DUPLICATE, REPLAYED, STATS, WindowPlan
 from tests.core.reference import Reference, Seen
 
@@ -74,6 +74,13 @@ def store_of(**bounds: Any) -> EntityStore:
     return EntityStore(WindowPlan.of(WINDOWS), **{"history_max": 32, **bounds})
 
 
+def ring_of(store: EntityStore, key: str, row: int) -> _Applied:
+    """Every slot of an entity, with its guard as it stands."""
+    slots = np.arange(min(int(store._counts[row]), store.history_max))
+    n = len(slots)
+    return _Applied([key] * n, np.full(n, row), slots, store._guards[np.full(n, row)])
+
+
 def content(store: EntityStore) -> dict[str, Any]:
     """What is known of each entity, wherever it lies in memory."""
     return {
@@ -82,12 +89,7 @@ def content(store: EntityStore) -> dict[str, Any]:
             int(store._counts[row]),
             store._guards[row].tolist(),
             int(store._last_ms[row]),
-            store._read(
-                {
-                    (key, s): tuple(store._guards[row].tolist())
-                    for s in range(min(int(store._counts[row]), store.history_max))
-                }
-            ).rows(),
+            store._read(ring_of(store, key, row)).rows(),
         )
         for key, row in store.rows.items()
     }

@@ -59,9 +59,8 @@ def offset_guard_off() -> AbstractContextManager[Any]:
 def guard_of_the_whole_batch() -> AbstractContextManager[Any]:
     """Each row of a batch claims that all of the batch was applied."""
 
-    def mutated(real: Any, store: EntityStore, guards: Any) -> Any:
-        rows = store.rows
-        return real(store, {at: tuple(store._guards[rows[at[0]]].tolist()) for at in guards})
+    def mutated(real: Any, store: EntityStore, told: Any) -> Any:
+        return real(store, told._replace(guards=store._guards[told.rows]))
 
     return _around(EntityStore, "_read", mutated)
 
