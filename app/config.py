@@ -230,6 +230,8 @@ class EntitySettings(Table):
     bucket: SomeTime = 86_400_000  # event time in which what is older is summed up
     buckets_max: int = Field(default=128, ge=0, le=4_096)  # an entity; 0: what is older is lost
     entities_max: int = Field(default=1_000_000, ge=16)  # entities a partition; oldest leave
+    disk: Path | None = None  # a folder where they go then; None: they are forgotten
+    disk_cache_bytes: int = Field(default=67_108_864, ge=1_048_576)  # in memory, for each stage
 
 
 class TopicSettings(Table):

@@ -215,6 +215,10 @@ class Metrics:
             "weir_entities_evicted", "Entities let go because entities_max was reached.",
             ["stage", "partition"], registry=r,
         )  # fmt: skip
+        self._cold = Gauge(
+            "weir_entities_on_disk", "Entities known that are not in memory.",
+            ["stage", "partition"], registry=r,
+        )  # fmt: skip
         self._buckets = Gauge(
             "weir_entity_buckets", "Buckets of what left the entities' rings.",
             ["stage", "partition"], registry=r,
@@ -280,6 +284,7 @@ class Metrics:
         """Tell how full a store is."""
         self._entities.labels(stage, str(partition)).set(len(store))
         self._evicted.labels(stage, str(partition)).set(store.n_evicted)
+        self._cold.labels(stage, str(partition)).set(store.n_cold)
         self._buckets.labels(stage, str(partition)).set(store.n_buckets)
 
     def joined(self, partition: int, join: Join) -> None:

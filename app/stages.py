@@ -20,6 +20,7 @@ from app.core.entity import EntityStore
 from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
 from app.core.windows import DUPLICATE
+from app.disk import Disk
 from app.errors import Malformed
 from app.records import Partition, Position, Send
 from app.tasks import Committed, Effects, Range
@@ -72,6 +73,8 @@ class EntityStage:
         self.writer = codec.ScoreWriter(
             entities, segments, schema, self.topics_by_role.transactions.name
         )
+        bounds = self.settings.entity
+        self.disk = Disk(bounds.disk, bounds.disk_cache_bytes) if bounds.disk else None
         self.reader = codec.TransactionReader(self.settings.transaction, self.plan)
         self.came, self.goes = (
             codec.HopCodec(self.plan, self.index + step, n_segments) for step in (0, 1)
@@ -101,6 +104,7 @@ class EntityTask:
                 bucket_ms=bounds.bucket,
                 buckets_max=bounds.buckets_max,
                 upstreams=1 if stage.is_first else stage.topics_by_role.transactions.partitions,
+                cold=stage.disk.open(f"{stage.entity}-{partition}") if stage.disk else None,
             )
             self.changelog = stage.topics_by_role.changelogs[stage.entity].name
 
@@ -265,8 +269,8 @@ def entity_of(tasks: Iterable[Task], kind: str, name: str) -> dict[str, Any] | N
     for task in tasks:
         if not isinstance(task, EntityTask) or task.store is None or task.stage.entity != kind:
             continue
-        if name in task.store.rows:
-            held = reversed(task.store.history(name))
+        if known := task.store.history(name):
+            held = reversed(known)
             rows = [{"time_ms": t, "amount": a, "is_fraud": _KNOWN[label]} for t, a, label in held]
             return {"kind": kind, "name": name, "transactions": rows}
     return None

@@ -389,6 +389,48 @@ class BucketPool:
         """Where the bucket of a time lies."""
         return time_ms // self.width_ms % self.places
 
+    def frozen(self, line: int) -> NDArray[np.int64]:
+        """All buckets of an entity as 8-byte words, for ``thaw``."""
+        parts: list[NDArray[np.int64]] = []
+        for place in np.flatnonzero(self._table[line] >= 0).tolist():
+            b = int(self._table[line, place])
+            marks = [(np.uint64(i).view(np.int64), t, v) for i, (t, v) in self._marks_of(b).items()]
+            parts += [
+                np.array([place, len(marks)], np.int64),
+                self._longs[b],
+                self._reals[b].view(np.int64),
+                self._sketches[b].view(np.int64),
+                np.array(marks, np.int64).reshape(-1),
+            ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def thaw(self, line: int, words: NDArray[np.int64]) -> None:
+        """Take back what ``frozen`` gave, in a line without buckets."""
+        at = 0
+        while at < len(words):
+            place, n_marks = words[at : at + 2].tolist()
+            b = self._take(line, place)
+            sums, sketch, marks = np.split(words[at + 2 : at + 19 + 3 * n_marks], [13, 17])
+            self._longs[b], self._reals[b] = sums[:10], sums[10:].view(np.float64)
+            self._sketches[b] = sketch.view(np.uint8)
+            told = marks.reshape(-1, 3)
+            for id_hash, (time, label) in zip(
+                told[:, 0].view(np.uint64).tolist() if n_marks else [],
+                told[:, 1:].tolist(),
+                strict=True,
+            ):
+                self._identify(b, id_hash, time, label)
+            at += 19 + 3 * n_marks
+
+    def _take(self, line: int, place: int) -> int:
+        """A free bucket, in an empty place of a line."""
+        self.ensure(1)
+        self._n_free[0] -= 1
+        b = int(self._free[self._n_free[0]])
+        self._table[line, place] = b
+        self._marks.pop(b, None)
+        return b
+
     def find(self, line: int, time_ms: int) -> int:
         """The bucket that holds a time, or -1."""
         b = int(self._table[line, self.place(time_ms)])
@@ -457,11 +499,7 @@ class BucketPool:
             return  # written with another width, or number of places
         b = int(self._table[line, place])
         if b < 0:
-            self.ensure(1)
-            self._n_free[0] -= 1
-            b = int(self._free[self._n_free[0]])
-            self._table[line, place] = b
-            self._write(b, value)
+            self._write(self._take(line, place), value)
             return
         held = self.value(line, place)
         if held is None or (value.absorbed >= held.absorbed and value.heard >= held.heard):

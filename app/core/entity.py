@@ -12,6 +12,9 @@ its slot for another ``history_max`` transactions. So wherever the rows of a bat
 a bucket in the changelog lacks still lies in the ring, and a restored store takes it in: state is
 what the slots say, and a bucket's own guard says what it holds already.
 
+Where there is a disk (``cold``), those that memory has no room for go there whole, with their
+guards, and come back when they are seen again: nothing is forgotten, the changelog keeps every row.
+
 Bounds: ``history_max`` exact transactions and ``buckets_max`` buckets an entity, ``entities_max``
 entities (those seen longest ago leave first), all in the configuration.
 """
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue, absorb, doubled
+from app.core.cold import freeze, length, n_blocks, release, thaw
 from app.core.hashing import hash_id, hash_many
 from app.core.windows import APPLIED, BLOCK, fold, n_leaving
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from app.core.cold import Cold
     from app.core.windows import WindowPlan
 
 #: Rows and blocks that a new store has room for; both double when full.
@@ -172,8 +177,10 @@ class EntityStore:
     upstreams: int = 1
     bucket_ms: int = 86_400_000
     buckets_max: int = 0  # an entity; 0: what leaves the ring is forgotten
+    cold: Cold | None = None  # where those go that there is no room for; None: they are forgotten
     rows: dict[str, int] = field(default_factory=dict)
     n_evicted: int = 0
+    n_cold: int = 0
 
     def __post_init__(self) -> None:
         """Make room for the first entities."""
@@ -211,7 +218,7 @@ class EntityStore:
         self._expected: dict[tuple[str, int], tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        """How many entities are known."""
+        """How many entities are in memory; ``n_cold`` more are not."""
         return len(self.rows)
 
     @property
@@ -264,9 +271,14 @@ class EntityStore:
         guards = np.zeros((n, self.upstreams), np.int64)
         hashes, whom = hash_many(ids), hash_many(others)
         start = 0
-        self._settle()
         while start < n:
             rows = self._rows_of(keys[start:])
+            self._settle()
+            if self._expected:
+                # The next transaction of that entity sees the label, in whatever batch it comes.
+                told = zip(keys[start:], hashes[start:].tolist(), strict=True)
+                first = next((i for i, at in enumerate(told) if at in self._expected), len(rows))
+                rows = rows[: first + 1]
             part = slice(start, start + len(rows))
             self._ensure_blocks(len(rows))
             overflows = self._ensure_buckets(rows)
@@ -335,6 +347,7 @@ class EntityStore:
         its state, the label waits for it; ``at`` is the label's own offset, from which it must
         then be read again (``expected_low``).
         """
+        self._recall(key)
         self._settle()
         self._heard = max(self._heard, at)
         wanted, label = hash_id(transaction_id), FRAUD if is_fraud else LEGITIMATE
@@ -400,6 +413,7 @@ class EntityStore:
 
     def history(self, key: str) -> list[tuple[int, float, int]]:
         """(time_ms, amount, label) of the transactions that count exactly, oldest first."""
+        self._recall(key)
         row = self.rows.get(key)
         if row is None:
             return []
@@ -412,6 +426,7 @@ class EntityStore:
 
     def buckets(self, key: str) -> list[BucketValue]:
         """What lies beyond the ring of an entity, oldest first."""
+        self._recall(key)
         self._settle()
         row = self.rows.get(key)
         line = 0 if row is None else int(self._lines[row])
@@ -471,12 +486,15 @@ class EntityStore:
         worker that had lost the partition may have written late. None: the entity was let go.
         """
         for (key, slot), value in slots:
+            self._recall(key)
             if value is None:
                 self._remove(key)
                 self._gone = []  # the changelog says so already
                 continue
             row = self.rows.get(key)
             if row is None:
+                if self.cold is not None and len(self.rows) >= self.entities_max:
+                    self._evict()
                 row = self._new_row(key)
             if isinstance(value, SlotValue):
                 self._restore_slot(key, row, value)
@@ -608,26 +626,108 @@ class EntityStore:
 
     def _rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the first of ``keys``, up to one for which an entity would have to leave."""
+        if len(self.rows) >= self.entities_max and keys[0] not in self.rows:
+            self._evict()
         known = list(map(self.rows.get, keys))
         if None not in known:
             return np.array(known, np.int64)
-        rows: list[int] = []
+        new = list(dict.fromkeys(key for key, row in zip(keys, known, strict=True) if row is None))
+        room = self.entities_max - len(self.rows)
+        for key in new[:room]:
+            self._new_row(key)
+        self._fetch(new[:room])
+        rows = known if len(new) <= room else known[: keys.index(new[room])]
+        at = range(len(rows))
+        return np.array([self.rows[keys[i]] if rows[i] is None else rows[i] for i in at], np.int64)
+
+    def _recall(self, key: str) -> None:
+        """Bring an entity back into memory, if it is known and not there."""
+        if self.cold is None or key in self.rows or not self.n_cold:
+            return
+        if self.cold.get_many([key])[0] is None:
+            return
+        if len(self.rows) >= self.entities_max:
+            self._evict()
+        self._new_row(key)
+        self._fetch([key])
+
+    def _fetch(self, keys: Sequence[str]) -> None:
+        """Fill the rows of entities that were not in memory with what lies on the disk."""
+        if self.cold is None or not self.n_cold:
+            return
+        found = zip(keys, self.cold.get_many(keys), strict=True)
+        held = [(key, np.frombuffer(raw, np.int64)) for key, raw in found if raw is not None]
+        if not held:
+            return
+        rows = np.array([self.rows[key] for key, _ in held], np.int64)
+        starts = np.cumsum([0, *(len(words) for _, words in held)])[:-1]
+        self._ensure_blocks(sum(n_blocks(words, BLOCK) for _, words in held))
+        words = np.concatenate([words for _, words in held])
+        pool = *self._packed, self._free, self._n_free
+        self._n_free = thaw(words, starts, rows, *pool)
+        self.n_cold -= len(held)
+        for key, of_one in held:
+            if of_one[0]:
+                self._restored[key] = None
+            if len(of_one) > (end := length(of_one, self.upstreams)):
+                self._buckets.thaw(self._line_of(self.rows[key]), of_one[end:])
+
+    @property
+    def _packed(self) -> tuple[Any, ...]:
+        """Columns of what is packed of an entity."""
+        return (
+            self._counts,
+            self._last_ms,
+            self._guards,
+            self._table,
+            self._times,
+            self._amounts.view(np.int64),
+            self._ids,
+            self._others,
+            self._labels,
+            self._revisions,
+            self._sequences,
+        )
+
+    def _shelve(self, cold: Cold, keys: Sequence[str]) -> None:
+        """Move entities out of memory, whole."""
+        self._captured = self.changes()  # no row will be read from where they are now
+        rows = np.fromiter(map(self.rows.pop, keys), np.int64, len(keys))
+        unsettled = np.fromiter((key in self._restored for key in keys), np.bool_, len(keys))
+        words, ends = freeze(rows, unsettled, *self._packed)
+        raw, start, items = words.tobytes(), 0, []
+        for key, end, line in zip(
+            keys, (8 * ends).tolist(), self._lines[rows].tolist(), strict=True
+        ):
+            value, start = raw[start:end], end
+            if line:
+                value += self._buckets.frozen(line).tobytes()
+                self._buckets.release(line)
+            items.append((key, value))
+        cold.put_many(items)
+        self._n_free = release(
+            rows,
+            self._counts,
+            self._last_ms,
+            self._guards,
+            self._table,
+            self._lines,
+            self._unsaid,
+            self._ids,
+            self._sequences,
+            self._free,
+            self._n_free,
+        )
         for key in keys:
-            row = self.rows.get(key)
-            if row is None:
-                if len(self.rows) >= self.entities_max:
-                    if rows:
-                        break
-                    self._evict()
-                row = self._new_row(key)
-            rows.append(row)
-        return np.array(rows, np.int64)
+            self._restored.pop(key, None)
+        self._free_rows += rows.tolist()
+        self.n_cold += len(keys)
 
     def _new_row(self, key: str) -> int:
         if self._free_rows:
             row = self._free_rows.pop()
         else:
-            row = len(self.rows)
+            row = len(self.rows)  # none is free: they are the first so many
             if row == len(self._counts):
                 self._counts = doubled(self._counts, 0)
                 self._guards = doubled(self._guards, -1)
@@ -656,12 +756,15 @@ class EntityStore:
     def _evict(self) -> None:
         """Let the entities go that were seen longest ago (event time): a 16th of the store."""
         keys = list(self.rows)
-        last = self._last_ms[[self.rows[key] for key in keys]]
+        last = self._last_ms[np.fromiter(self.rows.values(), np.int64, len(keys))]
         n = max(1, len(keys) // _LEAVE_SHARE)
         # Of those seen at the same time by name: a restored store holds them in another order.
         newest = np.partition(last, n - 1)[n - 1]
         leaving = [keys[at] for at in np.flatnonzero(last < newest)]
         leaving += sorted(keys[at] for at in np.flatnonzero(last == newest))[: n - len(leaving)]
+        if self.cold is not None:
+            self._shelve(self.cold, leaving)
+            return
         for key in leaving:
             self._remove(key)
             self.n_evicted += 1
@@ -670,6 +773,8 @@ class EntityStore:
         row = self.rows.pop(key, None)
         if row is None:
             return
+        if self.cold is not None:
+            self.cold.drop(key)
         slots = list(range(min(int(self._counts[row]), self._n_slots)))
         if self._lines[row]:
             slots += [~place for place in self._buckets.release(int(self._lines[row]))]

@@ -2,9 +2,10 @@
 
 One pass over the entity's ring, the newest first, cuts it into parts at the ages where any declared
 window begins or ends, and sums up each part; a window is some parts in a row. "Distinct", "last"
-and "run" look once more, as far as they must. The rings of all entities lie in a pool of small blocks: ``table[row, b]`` is the block that holds the slots
-``b * BLOCK .. (b + 1) * BLOCK`` of the entity in ``row``, -1 where none is needed yet. The
-n-th transaction of an entity lies in slot ``n % n_slots``, and the newest ``history_max`` count.
+and "run" look once more, as far as they must. The rings of all entities lie in a pool of small
+blocks: ``table[row, b]`` is the block that holds the slots ``b * BLOCK .. (b + 1) * BLOCK`` of the
+entity in ``row``, -1 where none is needed yet. The n-th transaction of an entity lies in slot
+``n % n_slots``, and the newest ``history_max`` count.
 
 A window of length w with delay d, seen at time t, holds the transactions with time in
 (t - d - w, t - d]: the current one belongs to it when d = 0. Transactions may have come out of

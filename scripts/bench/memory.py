@@ -5,8 +5,13 @@ many terminals, each with so many transactions behind it (``--history``); each s
 of its own. ``rss_mb`` is what the process has gained, resident, from before the first entity to
 after the last; ``bytes_an_entity`` is that by entity, the dictionary of keys and all included.
 ``us`` is the CPU that a further transaction of an entity drawn at random costs in one store:
-fold, features, and the rows for the changelog; batches of 2,048. The largest size
-should take some 3 GB at the default history (from what the smaller ones take), and minutes.
+fold, features, and the rows for the changelog; batches of 2,048. The largest size takes minutes.
+
+Disk (``--disk ROOM``): one store of cards with room for so many entities in memory, and the rest
+in RocksDB in a folder of its own; each with ``--history`` transactions behind it. ``us_uniform`` is
+the CPU, RocksDB's threads included, that a further transaction of any entity costs, all equally
+likely: nearly each is read from the disk, and another goes there. ``us_skewed`` is that where 1 in
+1,000 entities makes half of the transactions and 1 in 10 four fifths (``_SKEW``).
 
 Soak (``--soak MINUTES``): a worker as shipped, learner and join included, under a steady load
 of simulated payments and labels through Apache Kafka. A day of event time goes by each second;
@@ -26,6 +31,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,10 +44,13 @@ from speed import versions
 from app.config import load
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
+from app.disk import Disk
 
 SIZES = (10_000, 100_000, 1_000_000)
 _BATCH = 2_048
 _STEADY_BATCHES = 200
+#: Entity u ** 10 * n for u drawn evenly: half of the draws fall on 1 in 1,000.
+_SKEW = 10.0
 _HOUR_MS = 3_600_000
 _START_MS = 1_704_067_200_000
 
@@ -55,18 +64,23 @@ _FILLED = 1.25 * 256 * 24**2
 _KEPT_UP = 0.97
 
 
+def _bounds(n: int) -> dict[str, int]:
+    """As a worker bounds its stores, but for ``n``, how many entities there may be."""
+    told = load().entity
+    return {
+        "history_max": told.history_max,
+        "bucket_ms": told.bucket,
+        "buckets_max": told.buckets_max,
+        "entities_max": n,
+    }
+
+
 def grown(n: int, history: int, seed: int) -> dict[str, Any]:
     """Fill a pair of stores with ``n`` entities each; what that took."""
     settings = load()
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
-    stores = [
-        EntityStore(windows, history_max=settings.entity.history_max, entities_max=2 * n)
-        for _, windows in plan.windows.values()
-    ]
-    warm = [
-        EntityStore(windows, history_max=settings.entity.history_max)
-        for _, windows in plan.windows.values()
-    ]
+    stores = [EntityStore(windows, **_bounds(2 * n)) for _, windows in plan.windows.values()]
+    warm = [EntityStore(windows, **_bounds(2 * n)) for _, windows in plan.windows.values()]
     rng = np.random.default_rng(seed)
     for store in warm:
         _apply(store, rng.integers(0, 1_000, _BATCH), 0, rng)
@@ -102,6 +116,46 @@ def grown(n: int, history: int, seed: int) -> dict[str, Any]:
     }
 
 
+def on_disk(n: int, history: int, room: int, seed: int) -> dict[str, Any]:
+    """Fill a store of ``n`` entities of which ``room`` may be in memory; what that took."""
+    settings = load()
+    plan = FeaturePlan.of(settings.features, settings.transaction.entities)
+    windows, rng = plan.windows[settings.transaction.entities[0]][1], np.random.default_rng(seed)
+    _apply(EntityStore(windows, **_bounds(n)), rng.integers(0, 1_000, _BATCH), 0, rng)
+    before = rss_bytes(os.getpid())
+    with tempfile.TemporaryDirectory(prefix="weir-disk-") as folder:
+        disk = Disk(Path(folder), settings.entity.disk_cache_bytes)
+        store = EntityStore(windows, **_bounds(room), cold=disk.open("cards"))
+        offset, filled_s = 0, 0.0
+        for _ in range(history):
+            for start in range(0, n, _BATCH):
+                who = np.arange(start, min(start + _BATCH, n)) * 7_919 % n  # in no order of names
+                filled_s += _apply(store, who, offset, rng)
+                offset += len(who)
+        told: dict[str, Any] = {
+            "entities": n,
+            "in_memory_at_most": room,
+            "history": history,
+            "us_while_filling": filled_s * 1e6 / offset,
+        }
+        for name, power in (("skewed", _SKEW), ("uniform", 1.0)):
+            used_s, began_s = 0.0, time.monotonic()
+            for _ in range(_STEADY_BATCHES):
+                who = (rng.random(_BATCH) ** power * n).astype(np.int64)
+                used_s += _apply(store, who, offset, rng)
+                offset += _BATCH
+            told[f"us_{name}"] = used_s * 1e6 / (_STEADY_BATCHES * _BATCH)
+            told[f"seconds_{name}"] = time.monotonic() - began_s
+        files = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
+        return {
+            **told,
+            "rss_mb": (rss_bytes(os.getpid()) - before) / 1e6,
+            "columns_mb": store.nbytes / 1e6,
+            "disk_mb": sum(files) / 1e6,
+            "on_disk": store.n_cold,
+        }
+
+
 def _apply(store: EntityStore, who: Any, offset: int, rng: np.random.Generator) -> float:
     """One batch; the CPU seconds that it took, its making not included."""
     n = len(who)
@@ -127,10 +181,10 @@ def _apply(store: EntityStore, who: Any, offset: int, rng: np.random.Generator) 
     return time.process_time() - began_s
 
 
-def _in_child(n: int, history: int, seed: int) -> dict[str, Any]:
+def _in_child(measured: Callable[..., dict[str, Any]], *given: int) -> dict[str, Any]:
     """The same in a process that ends after it: memory is given back to nobody else."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(grown, (n, history, seed))
+        return pool.apply(measured, given)
 
 
 def soak(minutes: float, rate: float) -> dict[str, Any]:
@@ -229,6 +283,10 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     ] = ",".join(map(str, SIZES)),
     history: Annotated[int, typer.Option(min=1, help="Transactions an entity.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each size.")] = 1,
+    disk: Annotated[
+        int | None,
+        typer.Option(min=4_096, help="Instead: so many entities in memory, the rest on disk."),
+    ] = None,
     soak_minutes: Annotated[
         float | None,
         typer.Option("--soak", min=0.5, help="Instead: a worker under load for so many minutes."),
@@ -252,7 +310,8 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
             shown = bar.add_task("sizes", total=rounds * len(wanted), note="")
             for number in range(rounds):
                 for n in wanted:
-                    runs.append(_in_child(n, history, number))
+                    given = (n, history, number) if disk is None else (n, history, disk, number)
+                    runs.append(_in_child(grown if disk is None else on_disk, *given))
                     err.print(runs[-1])
                     bar.advance(shown)
         told["sizes"] = [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +44,7 @@ class Shape:
     is_busy: bool = False  # few entities, most of whose transactions leave their rings
     threshold: float = 0.1  # low, so that there are many alerts
     holds_repeats: bool = False  # of a card's alerts within two minutes the first is shown
+    has_disk: bool = False  # what the stores do not hold lies on disk
     has_investigators: bool = False  # half of the labels are theirs, and teach a model apart
 
 
@@ -52,9 +56,18 @@ def shape_of(rng: random.Random) -> Shape:
         corrections=rng.choice(("ignore", "relearn")),
         is_crowded=(drawn := rng.random()) < 0.12,
         is_busy=drawn > 0.6,
+        has_disk=0.12 <= drawn < 0.2,
         holds_repeats=int(drawn * 1_000) % 5 < 2,
         has_investigators=int(drawn * 10_000) % 2 == 0,
     )
+
+
+@lru_cache(maxsize=1)
+def _disk() -> str:
+    """A folder for the entities of all processes, gone when Python ends."""
+    folder = tempfile.mkdtemp(prefix="weir-simulator-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @lru_cache(maxsize=64)
@@ -83,7 +96,9 @@ def settings_of(shape: Shape) -> Settings:
             "topics": {"partitions": shape.partitions},
             "entity": {
                 "history_max": 16,
-                "entities_max": 16 if shape.is_crowded else 1_000,
+                "entities_max": 16 if shape.is_crowded or shape.has_disk else 1_000,
+                "disk": _disk() if shape.has_disk else None,
+                "disk_cache_bytes": 1_048_576,
                 "bucket": "7m",  # no window ends between two
                 "buckets_max": 12,  # the busiest go round
             },
@@ -112,7 +127,7 @@ def settings_of(shape: Shape) -> Settings:
 
 def history_of(rng: random.Random, shape: Shape, n: int = 50) -> list[Input]:
     """Draw transactions and their labels: late, early, duplicated, corrected, unknown, broken."""
-    if shape.is_crowded:
+    if shape.is_crowded or shape.has_disk:
         n_cards, n_terminals = 40, 40
     elif shape.is_busy:
         n, n_cards, n_terminals = 2 * n, rng.randint(1, 2), 1

@@ -64,10 +64,11 @@ class Reference:
     def store(self, entity: str, partition: int) -> EntityStore:
         """The store of one partition of a stage."""
         if (entity, partition) not in self.stores:
+            has_disk = self.world.shape.has_disk  # this one has room for all
             self.stores[entity, partition] = EntityStore(
                 self.plan.windows[entity][1],
                 history_max=self.settings.entity.history_max,
-                entities_max=self.settings.entity.entities_max,
+                entities_max=1_000 if has_disk else self.settings.entity.entities_max,
                 bucket_ms=self.settings.entity.bucket,
                 buckets_max=self.settings.entity.buckets_max,
                 upstreams=1 if entity == self.entities[0] else self.n_upstream,

@@ -56,6 +56,17 @@ def offset_guard_off() -> AbstractContextManager[Any]:
     return _around(stages, "fold_entity", mutated)
 
 
+def disk_forgets_guards() -> AbstractContextManager[Any]:
+    """An entity comes back from the disk without its guard."""
+
+    def mutated(real: Any, store: EntityStore, keys: Any) -> None:
+        real(store, keys)
+        if store.n_cold:
+            store._guards[[store.rows[key] for key in keys]] = -1
+
+    return _around(EntityStore, "_fetch", mutated)
+
+
 def guard_of_the_whole_batch() -> AbstractContextManager[Any]:
     """Each row of a batch claims that all of the batch was applied."""
 
@@ -317,6 +328,7 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     made.__name__: made
     for made in (
         offset_guard_off,
+        disk_forgets_guards,
         guard_of_the_whole_batch,
         repeats_guard_off,
         repeats_not_restored,

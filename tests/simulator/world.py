@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.core.entity import EntityStore
+from app.disk import Shelf
 from app.errors import Fenced
 from app.records import Partition, Send
 from app.stages import EntityTask
@@ -49,10 +50,14 @@ class Known(NamedTuple):
 
 
 def held_of(store: EntityStore) -> dict[str, Known]:
-    """What a store knows of each entity."""
+    """What a store knows of each entity, wherever it is."""
+    keys = set(store.rows)
+    if isinstance(store.cold, Shelf):
+        kept = store.cold._database.items()
+        keys |= {key.decode() for key, _ in kept if isinstance(key, bytes)}
     return {
         key: Known(store.history(key), [b._replace(heard=-1) for b in store.buckets(key)])
-        for key in store.rows
+        for key in sorted(keys)
     }
 
 
