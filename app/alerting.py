@@ -12,7 +12,7 @@ from app.core.repeats import Repeats
 from app.errors import Malformed
 from app.records import Partition, Send
 from app.stages import refused
-from app.tasks import Committed, Effects, Range
+from app.tasks import Bound, Committed, Effects, Range
 from app.topics import partition_of
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class AlertTask:
     def note(self, partition: Partition, offset: int) -> str:
         """Nothing: the guard is in the values."""
         return ""
+
+    def bounds(self) -> tuple[Bound]:
+        """The entities whose last alert is known."""
+        used, limit = len(self.repeats.shown), self.repeats.entities_max
+        name = "policy.repeats.entities_max"
+        return (Bound(name, self.stage.name, self.partition, used, limit),)
 
     def _fold(self, record: Record, effects: Effects) -> None:
         alert = codec.read_alert(record)

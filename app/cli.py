@@ -269,6 +269,25 @@ def _topics(settings: Settings, *, create: bool) -> None:
 schemas.register(cli)
 
 
+@cli.command()
+def metrics(
+    *,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="As docs/metrics.md has it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List every metric that a worker or a learner serves, and every bound of memory."""
+    from app.catalogue import as_object, markdown, text
+    from app.metrics import Metrics
+
+    declared = Metrics().declared
+    if as_json:
+        print_json(as_object(declared))
+    else:
+        sys.stdout.write(markdown(declared) if as_markdown else text(declared))
+
+
 def main() -> None:
     """Run the command line; errors that weir raises on purpose are told without a traceback."""
     try:

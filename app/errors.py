@@ -16,10 +16,13 @@ class WeirError(Exception):
 class Malformed(WeirError):
     """A record that cannot be read: theirs. It goes to the dead letters; nothing else changes."""
 
-    def __init__(self, field: str, value: Any, expected: str) -> None:
-        """Say which ``field`` holds which ``value`` and what was ``expected`` instead."""
+    def __init__(self, field: str, value: Any, expected: str, reason: str = "") -> None:
+        """Say which ``field`` holds which ``value`` and what was ``expected`` instead.
+
+        ``reason`` is one of few words, for counting; without one it follows from the field.
+        """
         super().__init__(f"{_short(field)} is {shown(value)}; expected {expected}")
-        self.field = field
+        self.field, self.reason = field, reason
 
 
 class Refused(WeirError):

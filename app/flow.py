@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from app.tasks import Stage, Task
 
 log = structlog.get_logger(__name__)
+
+#: What metrics call the parts of what a turn writes.
+PARTS: Final = ("first", "outputs", "state")
 
 
 class Lease:
@@ -98,6 +101,8 @@ class Flow:
         self.gates: list[asyncio.Event] = []  # what must have come before the first batch
         self._committed: dict[Partition, int] = {}
         self._committed_s = 0.0
+        self._stage_of = {topic: stage.name for stage in stages for topic in stage.topics}
+        metrics.bounded = lambda: list(dict.fromkeys(self.tasks.values()))
 
     @property
     def topics(self) -> list[str]:
@@ -108,6 +113,7 @@ class Flow:
         """Make the tasks of newly assigned partitions; what was owned before is dropped."""
         self.tasks, self.positions, self._committed = {}, {}, {}
         self._n_open = 0
+        self.metrics.released()
         owned, made = set(assigned), []
         for stage in self.stages:
             for number in sorted({p.partition for p in owned if p.topic in stage.topics}):
@@ -132,7 +138,10 @@ class Flow:
         now = self.now_ms()
         self._n_open += 1
         for at, records in fetched.items():
+            began_s = time.perf_counter()
             self.tasks[at].apply(at, records, now, turn.effects)
+            took_s = time.perf_counter() - began_s
+            self.metrics.applied(self._stage_of[at.topic], len(records), took_s)
             await self.breathe()
         for task in dict.fromkeys(self.tasks.values()):
             task.tick(now, turn.effects, is_last=is_last)
@@ -145,10 +154,12 @@ class Flow:
 
     async def deliver(self, turn: Turn) -> None:
         """Write what a batch caused, and have every record acknowledged, part after part."""
-        for sends in turn.effects.parts:
+        for part, sends in zip(PARTS, turn.effects.parts, strict=True):
             if sends:
                 self.lease.check()
+                began_s = time.perf_counter()
                 await self.sender.deliver(sends)
+                self.metrics.delivered(part, time.perf_counter() - began_s)
         self.positions.update(turn.positions)
         self._n_open -= 1
 

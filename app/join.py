@@ -10,7 +10,7 @@ from app.core.pending import Join, JoinEffects, Waited, outcome_of
 from app.errors import Malformed
 from app.records import Example, Feedback, Partition, Position, Send, Verdict
 from app.stages import dead_letter, refused
-from app.tasks import Committed, Effects, Range
+from app.tasks import Bound, Committed, Effects, Range
 from app.topics import partition_of
 
 if TYPE_CHECKING:
@@ -111,6 +111,14 @@ class JoinTask:
             return str(scores_low)
         return f"{labels_low} {self.join.waits(self._next[self.scores])}"
 
+    def bounds(self) -> tuple[Bound, Bound]:
+        """What waits."""
+        join, at = self.join, (self.stage.name, self.scores.partition)
+        return (
+            Bound("join.pending_max", *at, len(join), join.pending_max),
+            Bound("join.early_max", *at, join.n_early, join.early_max),
+        )
+
     def _fold(self, partition: Partition, record: Record, effects: JoinEffects) -> None:
         self._next[partition] = record.offset + 1
         at = Position(*partition, record.offset)
@@ -146,10 +154,9 @@ class JoinTask:
                 "partitioner to murmur2 (librdkafka: partitioner=murmur2_random)"
             )
         outcome = outcome_of(label, at, "unknown", waited)
-        self.stage.metrics.dead_letter(at.topic)
-        error = Malformed(
-            self.stage.settings.label.transaction_id, label.transaction_id, f"a known id: {waited}"
-        )
+        field = self.stage.settings.label.transaction_id
+        error = Malformed(field, label.transaction_id, f"a known id: {waited}", "unknown")
+        self.stage.metrics.dead_letter(at.topic, error)
         effects.outputs.append(self._verdict(outcome))
         if label.raw is not None:
             letter = dead_letter(topics, at, self.stage.name, label.raw, error)

@@ -25,10 +25,11 @@ from app.kafka import Reader, reach, read
 from app.records import Partition, Send
 from app.shelf import CHAMPION, LEARNER, Shelf, frozen, hints
 from app.stages import refused
-from app.tasks import Committed, Effects, Range
+from app.tasks import Bound, Committed, Effects, Range
+from app.topics import SNAPSHOT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from app.config import Settings
@@ -160,7 +161,7 @@ class LearnTask:
         self._snapshots = Partition(stage.topics_by_role.models.name, 0)
         self._kept_position = -1  # of the last snapshot
         self._kept_learned = 0
-        self._kept_ms = 0
+        self._kept_ms = self._kept_bytes = 0
         self._turn = 0
         self._shelf = Shelf(stage.settings, stage.plan, (LEARNER,))
         self._sealing: list[Future[Send]] = []
@@ -203,6 +204,8 @@ class LearnTask:
         self._adopt()
         self._kept_ms = self._kept_ms or now_ms
         self.stage.metrics.learned(self.learner, followed)
+        facts = [fact for _, fact in examples]
+        self.stage.metrics.labelled(facts, records[-1].timestamp_ms, now_ms)
         self.stage.metrics.consumed(self.stage.name, len(records))
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
@@ -218,7 +221,8 @@ class LearnTask:
         if is_last or all(one.done() for one in self._sealing):
             for send in [one.result() for one in self._sealing]:
                 effects.state.append(send)
-                self.stage.metrics.snapshot(len(send.value or b""), now_ms)
+                self._kept_bytes = len(send.value or b"")
+                self.stage.metrics.snapshot(self._kept_bytes, now_ms)
             self._sealing = []
 
     def _seal(self) -> None:
@@ -243,6 +247,24 @@ class LearnTask:
     def note(self, partition: Partition, offset: int) -> str:
         """Nothing: the position lies in the snapshot."""
         return ""
+
+    def bounds(self) -> Iterator[Bound]:
+        """What the learner remembers, and its last snapshot."""
+        learner, at = self.learner, (self.stage.name, 0)
+        figures, terms = learner.evaluation, learner.evaluation.terms
+        held = [
+            ("learner.learnt_max", len(learner.learnt), learner.learnt_max),
+            ("evaluation.cards_max", len(figures.cards.held), terms.cards_max),
+            ("evaluation.days_max", len(figures.days), terms.days_kept),
+            ("snapshot_bytes", self._kept_bytes, SNAPSHOT_BYTES),
+        ]
+        if figures.values:
+            fullest = max(len(value.names) - 1 for value in figures.values)
+            held.append(("evaluation.values_max", fullest, terms.values_max))
+        if told := learner.investigators:
+            waiting = len(told.waiting)
+            held.append(("learner.investigators.waiting_max", waiting, told.waiting_max))
+        yield from (Bound(name, *at, used, limit) for name, used, limit in held)
 
     def _adopt(self) -> None:
         self.stage.champion.follow(self.learner)

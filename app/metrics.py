@@ -1,185 +1,84 @@
-"""What Prometheus sees: base units, prefix ``weir_``, closed label sets, one call a batch."""
+"""What Prometheus sees: base units, prefix ``weir_``, closed label sets, one call a batch.
+
+``docs/metrics.md`` is generated from what is declared here (``weir metrics --markdown``).
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
 
 from app import __version__
-from app.core.evaluation import mean_of
-from app.core.measures.delays import AGES
+from app.collectors import BatchHistogram, Pulled
+from app.core.pending import MATURITY
+from app.quality import BY_SEGMENT, QUALITY, Quality
+from app.records import Example
+from app.tasks import Bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from app.core.entity import EntityStore
-    from app.core.evaluation import Evaluation
     from app.core.learner import Learner, LearnerEffects
-    from app.core.measures.groups import Group
     from app.core.pending import Join
+    from app.errors import Malformed
     from app.records import LabelOutcome
 
 #: Seconds: from below one fetch to a minute behind.
 _LATENCY_S: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
+#: Seconds: a batch of one takes a tenth of a millisecond, one that takes seconds is in trouble.
+_WORK_S: Final = (0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
+_RECORDS: Final = (1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0)
 _SCORE: Final = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
+#: Seconds: an hour, an investigator's shift, a day, a week, a chargeback's month and quarter.
+_DELAY_S: Final = tuple(h * 3_600.0 for h in (1, 8, 24, 72, 168, 336, 720, 1_440, 2_160))
 
+#: Means below it are alike.
+_SMALL: Final = 1e-9
 
-class BatchHistogram(Collector):
-    """A Prometheus histogram that takes arrays: 0.02 us a value instead of 2."""
+#: Parts of a record that weir names; whatever else a publisher has is a "field".
+_PARTS: Final = ("value", "key", "schema")
 
-    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
-        """Buckets end at ``bounds``, ascending."""
-        self._name, self._text, self._bounds = name, text, np.array(bounds)
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
-        self._sum = 0.0
-
-    def observe(self, values: NDArray[np.float64]) -> None:
-        """Count values, shape (n,)."""
-        at = np.searchsorted(self._bounds, values, side="left")
-        self._counts += np.bincount(at, minlength=len(self._counts))
-        self._sum += float(values.sum())
-
-    def quantile(self, share: float) -> float:
-        """Value below which ``share`` of all values lie, interpolated; NaN before the first."""
-        total = int(self._counts.sum())
-        if not total:
-            return float("nan")
-        wanted, cumulated = share * total, np.cumsum(self._counts)
-        at = int(np.searchsorted(cumulated, wanted))
-        if at >= len(self._bounds):
-            return float(self._bounds[-1])
-        low = float(self._bounds[at - 1]) if at else 0.0
-        below = float(cumulated[at - 1]) if at else 0.0
-        return low + (float(self._bounds[at]) - low) * (wanted - below) / float(self._counts[at])
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """Give the buckets as Prometheus wants them, cumulated."""
-        cumulated = np.cumsum(self._counts)
-        edges = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
-        buckets = [(edge, float(n)) for edge, n in zip(edges, cumulated, strict=True)]
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
-
-
-class Quality(Collector):
-    """How good the scores and alerts were, reckoned when somebody reads it.
-
-    That takes some 20 ms, so what was reckoned stands for ``fresh_s`` seconds. What has no figure
-    yet has no sample. Segments are labels: there are few (``transaction.segments``), with at most
-    ``evaluation.values_max`` values each.
-    """
-
-    def __init__(self, fresh_s: float = 5.0) -> None:
-        """Nothing is known yet."""
-        self.evaluation: Evaluation | None = None
-        self._fresh_s, self._told_s = fresh_s, -math.inf
-        self._told: list[GaugeMetricFamily] = []
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Give every figure that is known."""
-        if self.evaluation is None:
-            yield from self._families({}, {})
-            return
-        if time.monotonic() - self._told_s >= self._fresh_s:
-            of = self.evaluation
-            figures = {**_of_counts(of), **_of_days(of)}
-            self._told = list(self._families(figures, of.by_segment()))
-            self._told_s = time.monotonic()
-        yield from self._told
-
-    @staticmethod
-    def _families(
-        figures: Mapping[str, float], segments: Mapping[str, Sequence[Group]]
-    ) -> Iterator[GaugeMetricFamily]:
-        for name, text in _QUALITY.items():
-            family = GaugeMetricFamily(name, text)
-            if not math.isnan(value := figures.get(name, math.nan)):
-                family.add_metric([], value)
-            yield family
-        for name, text, figure in _BY_SEGMENT:
-            family = GaugeMetricFamily(name, text, labels=["segment", "value"])
-            for segment, groups in segments.items():
-                for group in groups:
-                    if not math.isnan(value := figure(group)):
-                        family.add_metric([segment, group.name], value)
-            yield family
-
-
-def _of_counts(of: Evaluation) -> dict[str, float]:
-    seen, mature = of.seen, of.mature
-    ranking, alerts, shown = seen.ranking, mature.decisions, seen.shown
-    return {
-        "weir_average_precision": ranking.average_precision,
-        "weir_roc_auc": ranking.roc_auc,
-        "weir_brier_score": ranking.brier,
-        "weir_calibration_error": ranking.calibration_error,
-        "weir_mature_average_precision": mature.ranking.average_precision,
-        "weir_mature_roc_auc": mature.ranking.roc_auc,
-        "weir_alert_precision": alerts.precision,
-        "weir_alert_recall": alerts.recall,
-        "weir_alert_ratio": alerts.alert_rate,
-        "weir_false_positive_ratio": alerts.false_positive_ratio,
-        "weir_value_detected_ratio": alerts.value_detected,
-        "weir_savings_ratio": alerts.savings(of.terms.review_cost, of.terms.recovery),
-        "weir_alert_precision_estimate": shown.precision().value,
-        "weir_alert_recall_estimate": shown.recall().value,
-        "weir_alert_recall_estimate_error": shown.recall().error,
-        "weir_labels_known_within_week_ratio": float(
-            mature.delays.frauds_known()[AGES.index(7)]
-        ),
-    }  # fmt: skip
-
-
-def _of_days(of: Evaluation) -> dict[str, float]:
-    days, catch = of.by_day(), of.catch()
-    return {
-        "weir_card_precision": mean_of(days, "card_precision"),
-        "weir_recall_at_budget": mean_of(days, "recall_at_budget"),
-        "weir_days_mature": float(sum(day.is_mature for day in days)),
-        "weir_card_catch_frauds": catch.frauds_median,
-        "weir_card_catch_seconds": catch.hours_median * 3_600.0,
-    }
-
-
-_QUALITY: Final = {
-    "weir_average_precision": "Of all scores that have a label, prequential.",
-    "weir_roc_auc": "Of all scores that have a label.",
-    "weir_brier_score": "Of all scores that have a label.",
-    "weir_calibration_error": "Expected calibration error of the same.",
-    "weir_mature_average_precision": "Of days all of whose labels are known.",
-    "weir_mature_roc_auc": "Of days all of whose labels are known.",
-    "weir_alert_precision": "Frauds among alerts, of mature days.",
-    "weir_alert_recall": "Alerts among frauds, of mature days.",
-    "weir_alert_ratio": "Alerts among transactions, of mature days.",
-    "weir_false_positive_ratio": "False alerts for each fraud caught, of mature days.",
-    "weir_value_detected_ratio": "Amount on alert among that of frauds, of mature days.",
-    "weir_savings_ratio": "Share saved of what is lost where nobody looks, of mature days.",
-    "weir_alert_precision_estimate": "Precision of what is flagged, from what people looked at.",
-    "weir_alert_recall_estimate": "Recall of what is flagged, from what people looked at.",
-    "weir_alert_recall_estimate_error": "Standard error of that recall.",
-    "weir_labels_known_within_week_ratio": "Labels of frauds that came within 7 days, of mature.",
-    "weir_card_precision": "Of the evaluation.top_k cards a day, mean of mature days kept.",
-    "weir_recall_at_budget": "Of the evaluation.budget scores a day, mean of mature days kept.",
-    "weir_days_mature": "Days kept all of whose labels are known.",
-    "weir_card_catch_frauds": "Frauds of a card until an alert, with it, median.",
-    "weir_card_catch_seconds": "From the first fraud of a card to its first alert, median.",
+#: Law 11: what is kept in memory is bounded, and what happens at the bound.
+BOUNDS: Final = {
+    "entity.entities_max": "Entities a partition; those longest without news leave.",
+    "entity.history_max": "Transactions kept exactly, of all entities known; older go to buckets.",
+    "entity.buckets_max": "Buckets of what is older, of all entities known; the oldest go.",
+    "entity.expected_max": "Confirmed labels ahead of their transaction; the oldest are forgotten.",
+    "join.pending_max": "Scored transactions that are known; the oldest are forgotten.",
+    "join.early_max": "Labels that wait for their transaction; the oldest become unknown.",
+    "policy.repeats.entities_max": "Entities whose last alert is known; the oldest are forgotten.",
+    "learner.learnt_max": "Transactions lately learnt; older could be learnt again.",
+    "learner.investigators.waiting_max": "Labels of people yet to be learnt; the oldest go on.",
+    "evaluation.cards_max": "Cards with frauds; those longest without news leave.",
+    "evaluation.days_max": "Days by which figures are kept (more if maturity asks it).",
+    "evaluation.values_max": "Values of a segment, the fullest; the rest is counted together.",
+    "snapshot_bytes": "Size of the last snapshot; a larger one is not taken by the broker.",
 }
 
-#: Of mature days; before there is one, of all that has a label.
-_BY_SEGMENT: Final[tuple[tuple[str, str, Callable[[Group], float]], ...]] = (
-    ("weir_segment_labelled", "Labelled transactions.", lambda g: g.decisions.n),
-    ("weir_segment_average_precision", "Of a segment.", lambda g: g.average_precision),
-    ("weir_segment_alert_ratio", "Alerts among transactions.", lambda g: g.decisions.alert_rate),
-    ("weir_segment_false_positive_rate", "Alerts among the legitimate.",
-     lambda g: g.decisions.false_positive_rate),
-)  # fmt: skip
+
+class Declared(NamedTuple):
+    """A metric as the table shows it."""
+
+    group: str
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+
+_FULL: Final = {
+    "weir_bound": ("What is kept in memory may become so much.", ("bound", "stage", "partition")),
+    "weir_bound_used": ("How much of it is in use.", ("bound", "stage", "partition")),
+}
+_FAILING: Final = {
+    "weir_failing": ("1 for each reason that /readyz gives, else none.", ("reason",))
+}
+_USED: Final = {"weir_model_used_position": ("Offset of the last example of the model in use.", ())}
 
 
 class Metrics:
@@ -187,84 +86,198 @@ class Metrics:
 
     def __init__(self) -> None:
         """Declare every metric."""
-        r = self.registry = CollectorRegistry()
-        Info("weir_build", "Version of this process.", registry=r).info({"version": __version__})
-        self._consumed = Counter(
-            "weir_records_consumed", "Records read, by stage.", ["stage"], registry=r
+        self.registry = CollectorRegistry()
+        self.declared: list[Declared] = []
+        # Asked at each reading.
+        self.bounded: Callable[[], Iterable[object]] = tuple  # what holds memory
+        self.reasons: Callable[[], Iterable[str]] = tuple  # why the process is not ready
+        self.in_use: Callable[[], Iterable[int]] = tuple  # position of the model that scores
+        self._of_process()
+        self._of_stages()
+        self._of_scoring()
+        self._of_state()
+        self._of_labels()
+        self._of_learning()
+
+    def _declare(self, group: str, name: str, kind: str, labels: Iterable[str], text: str) -> None:
+        self.declared.append(Declared(group, name, kind, tuple(labels), text))
+
+    def _counter(self, group: str, name: str, text: str, *labels: str) -> Counter:
+        self._declare(group, f"{name}_total", "counter", labels, text)
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, group: str, name: str, text: str, *labels: str) -> Gauge:
+        self._declare(group, name, "gauge", labels, text)
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self, group: str, name: str, text: str, bounds: Sequence[float], label: str = ""
+    ) -> BatchHistogram:
+        made = BatchHistogram(name, text, bounds, label)
+        self._declare(group, name, "histogram", [label] if label else [], text)
+        self.registry.register(made)
+        return made
+
+    def _pulled(
+        self,
+        group: str,
+        told: Mapping[str, tuple[str, tuple[str, ...]]],
+        ask: Callable[[], Iterable[tuple[str, tuple[str, ...], float]]],
+    ) -> None:
+        for name, (text, labels) in told.items():
+            self._declare(group, name, "gauge", labels, text)
+        self.registry.register(Pulled(told, ask))
+
+    def _of_process(self) -> None:
+        text = "Version of this process."
+        self._declare("Process", "weir_build_info", "info", ("version",), text)
+        Info("weir_build", text, registry=self.registry).info({"version": __version__})
+        # Memory, CPU and open files under the names that every dashboard knows: process_*.
+        ProcessCollector(registry=self.registry)
+        self._pulled(
+            "Process", _FAILING, lambda: (("weir_failing", (r,), 1.0) for r in self.reasons())
         )
-        self._dead = Counter(
-            "weir_dead_letters", "Records that could not be read, by topic.", ["topic"], registry=r
+        self._pulled("Memory", _FULL, self._how_full)
+
+    def _how_full(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
+        for task in self.bounded():
+            if isinstance(task, Bounded):
+                for bound in task.bounds():
+                    at = (bound.name, bound.stage, str(bound.partition))
+                    yield "weir_bound", at, float(bound.limit)
+                    yield "weir_bound_used", at, float(bound.used)
+
+    def _of_stages(self) -> None:
+        group = "Stages and Kafka"
+        self._consumed = self._counter(group, "weir_records_consumed", "Records read.", "stage")
+        self._dead = self._counter(
+            group, "weir_dead_letters", "Records that could not be read.", "topic", "reason"
         )
-        self._alerts = Counter("weir_alerts", "Scores that became alerts.", registry=r)
-        self._suppressed = Counter(
-            "weir_alerts_suppressed", "Alerts held back: one of the same entity was shown lately.",
-            registry=r,
+        self.work = self._histogram(
+            group, "weir_stage_duration_seconds", "What a stage takes for a batch, writing apart.",
+            _WORK_S, "stage",
         )  # fmt: skip
-        self._scored = Counter("weir_transactions_scored", "Transactions scored.", registry=r)
-        self.latency = BatchHistogram(
-            "weir_score_latency_seconds", "From publishing a transaction to its score.", _LATENCY_S
+        self.batches = self._histogram(
+            group, "weir_batch_records", "Records of a partition taken at once.", _RECORDS, "stage"
         )
-        self.scores = BatchHistogram("weir_score", "Scores given.", _SCORE)
-        r.register(self.latency)
-        r.register(self.scores)
-        self._entities = Gauge(
-            "weir_entities", "Entities known, by stage and partition.", ["stage", "partition"],
-            registry=r,
+        self.deliveries = self._histogram(
+            group, "weir_delivery_duration_seconds", "Until what a turn wrote is acknowledged.",
+            _WORK_S, "part",
         )  # fmt: skip
-        self._evicted = Gauge(
-            "weir_entities_evicted", "Entities let go because entities_max was reached.",
-            ["stage", "partition"], registry=r,
-        )  # fmt: skip
-        self._cold = Gauge(
-            "weir_entities_on_disk", "Entities known that are not in memory.",
-            ["stage", "partition"], registry=r,
-        )  # fmt: skip
-        self._buckets = Gauge(
-            "weir_entity_buckets", "Buckets of what left the entities' rings.",
-            ["stage", "partition"], registry=r,
-        )  # fmt: skip
-        self._pending = Gauge(
-            "weir_pending", "Transactions that wait for a label or for maturity.", ["partition"],
-            registry=r,
-        )  # fmt: skip
-        self._early = Gauge(
-            "weir_labels_early", "Labels that wait for their transaction.", ["partition"],
-            registry=r,
-        )  # fmt: skip
-        self._overflowed = Gauge(
-            "weir_pending_overflowed", "Transactions forgotten because pending_max was reached.",
-            ["partition"], registry=r,
-        )  # fmt: skip
-        self._outcomes = Counter(
-            "weir_labels", "Labels by what became of them.", ["outcome"], registry=r
+        self._lag = self._gauge(
+            group, "weir_consumer_lag_records", "Records not yet read.", "topic", "partition"
         )
-        self._learned = Gauge("weir_examples_learned", "Examples the model has learnt.", registry=r)
-        self._frauds = Gauge("weir_frauds_learned", "Frauds among them.", registry=r)
-        self._position = Gauge("weir_model_position", "Offset of the last example.", registry=r)
+        self._commit_time = self._gauge(
+            group, "weir_commit_timestamp_seconds", "When offsets were last committed."
+        )
+        self._commits = self._counter(group, "weir_commits", "Commits of offsets.", "result")
+        for result in ("ok", "overtaken"):
+            self._commits.labels(result)
+
+    def _of_scoring(self) -> None:
+        group = "Scores and alerts"
+        self._scored = self._counter(group, "weir_transactions_scored", "Transactions scored.")
+        self._alerts = self._counter(group, "weir_alerts", "Scores that became alerts.")
+        self._suppressed = self._counter(
+            group, "weir_alerts_suppressed", "Alerts held back: one of the same entity was shown."
+        )
+        self._budget = self._gauge(
+            group, "weir_alert_budget_per_day", "Alerts a day that people have time for."
+        )
+        self.latency = self._histogram(
+            group, "weir_score_latency_seconds", "From publishing a transaction to its score.",
+            _LATENCY_S,
+        )  # fmt: skip
+        self.scores = self._histogram(group, "weir_score", "Scores given.", _SCORE)
+
+    def _of_state(self) -> None:
+        group = "State"
+        at = ("stage", "partition")
+        self._entities = self._gauge(group, "weir_entities", "Entities known.", *at)
+        self._evicted = self._gauge(
+            group, "weir_entities_evicted", "Entities let go at entities_max since the start.", *at
+        )
+        self._cold = self._gauge(
+            group, "weir_entities_on_disk", "Entities known that are not in memory.", *at
+        )
+        self._buckets = self._gauge(
+            group, "weir_entity_buckets", "Buckets of what left the entities' rings.", *at
+        )
+        self._pending = self._gauge(
+            group, "weir_pending", "Transactions that wait for a label or maturity.", "partition"
+        )
+        self._early = self._gauge(
+            group, "weir_labels_early", "Labels that wait for their transaction.", "partition"
+        )
+        self._overflowed = self._gauge(
+            group, "weir_pending_overflowed", "Transactions forgotten at pending_max.", "partition"
+        )
+
+    def _of_labels(self) -> None:
+        group = "Labels"
+        self._outcomes = self._counter(
+            group, "weir_labels", "Labels by what became of them.", "outcome"
+        )
+        self.delays = self._histogram(
+            group, "weir_label_delay_seconds", "From a transaction to its label, event time.",
+            _DELAY_S,
+        )  # fmt: skip
+        self._label_time = self._gauge(
+            group, "weir_label_timestamp_seconds", "When a label was last learnt."
+        )
+
+    def _of_learning(self) -> None:
+        group = "Model and drift"
+        self._learned = self._gauge(
+            group, "weir_examples_learned", "Examples the model has learnt."
+        )
+        self._frauds = self._gauge(group, "weir_frauds_learned", "Frauds among them.")
+        self._position = self._gauge(
+            group, "weir_model_position", "Offset of the last example the learner has learnt."
+        )
+        self._learner_lag = self._gauge(
+            group, "weir_learner_lag_seconds", "How long the last example had lain when learnt."
+        )
+        self._pulled(
+            group, _USED, lambda: (("weir_model_used_position", (), p) for p in self.in_use())
+        )
+        self._snapshot_bytes = self._gauge(
+            group, "weir_snapshot_bytes", "Size of the last snapshot."
+        )
+        self._snapshot_time = self._gauge(
+            group, "weir_snapshot_timestamp_seconds", "When the last snapshot was written."
+        )
+        self._drifts = self._counter(group, "weir_drifts", "Changes announced.", "kind")
+        self._distance = self._gauge(
+            group, "weir_drift_distance", "Mean now against the steady level, relative to it.",
+            "kind", "subject",
+        )  # fmt: skip
         self.quality = Quality()
-        r.register(self.quality)
-        self._drifts = Counter("weir_drifts", "Changes announced, by kind.", ["kind"], registry=r)
-        self._snapshot_bytes = Gauge(
-            "weir_snapshot_bytes", "Size of the last snapshot.", registry=r
-        )
-        self._snapshot_time = Gauge(
-            "weir_snapshot_timestamp_seconds", "When the last snapshot was written.", registry=r
-        )
-        self._commit_time = Gauge(
-            "weir_commit_timestamp_seconds", "When offsets were last committed.", registry=r
-        )
-        self._lag = Gauge(
-            "weir_consumer_lag_records", "Records not yet read, by topic and partition.",
-            ["topic", "partition"], registry=r,
-        )  # fmt: skip
+        self.registry.register(self.quality)
+        for name, told in QUALITY.items():
+            self._declare("Quality", name, "gauge", (), told)
+        for name, told, _ in BY_SEGMENT:
+            self._declare("Quality", name, "gauge", ("segment", "value"), told)
+
+    # ---- What the shells tell.
 
     def consumed(self, stage: str, n: int) -> None:
         """Count a batch that a stage has read."""
         self._consumed.labels(stage).inc(n)
 
-    def dead_letter(self, topic: str) -> None:
-        """Count a record that could not be read."""
-        self._dead.labels(topic).inc()
+    def applied(self, stage: str, n: int, took_s: float) -> None:
+        """Count a batch and what it took."""
+        self.work.observe_one(took_s, stage)
+        self.batches.observe_one(n, stage)
+
+    def delivered(self, part: str, took_s: float) -> None:
+        """Tell how long a turn's ``first``, ``outputs`` or ``state`` took to be acknowledged."""
+        self.deliveries.observe_one(took_s, part)
+
+    def dead_letter(self, topic: str, error: Malformed) -> None:
+        """Count a record that could not be read; the reason is one of a few words."""
+        reason = error.reason or (error.field if error.field in _PARTS else "field")
+        self._dead.labels(topic, reason).inc()
 
     def scored(
         self, scores: NDArray[np.float64], alerts: NDArray[np.bool_], latency_ms: NDArray[np.int64]
@@ -279,6 +292,10 @@ class Metrics:
     def suppressed(self) -> None:
         """Count an alert that is held back."""
         self._suppressed.inc()
+
+    def budget(self, alerts_per_day: float) -> None:
+        """Tell how many alerts a day there should be."""
+        self._budget.set(alerts_per_day)
 
     def entities(self, stage: str, partition: int, store: EntityStore) -> None:
         """Tell how full a store is."""
@@ -306,6 +323,20 @@ class Metrics:
         self.quality.evaluation = learner.evaluation
         for drift in followed.drifts:
             self._drifts.labels(drift.kind).inc()
+        monitor = learner.monitor
+        for watch in (monitor.scores, monitor.frauds, monitor.legitimate):
+            now, level = watch.detector.estimation, watch.level
+            distance = abs(now - level) / max(now, level, _SMALL)
+            self._distance.labels(watch.kind, watch.subject).set(distance)
+
+    def labelled(self, records: Iterable[object], published_ms: int, now_ms: int) -> None:
+        """Tell how late the labels among some examples came, and how late they are learnt."""
+        told = [r for r in records if isinstance(r, Example) and r.label_source != MATURITY]
+        if told:
+            self._label_time.set(now_ms / 1_000.0)
+            late = np.array([r.label_time_ms - r.time_ms for r in told], np.float64)
+            self.delays.observe(late / 1_000.0)
+        self._learner_lag.set(max(now_ms - published_ms, 0) / 1_000.0)
 
     def snapshot(self, n_bytes: int, now_ms: int) -> None:
         """Tell of a snapshot that is on its way."""
@@ -314,8 +345,22 @@ class Metrics:
 
     def committed(self, now_ms: int) -> None:
         """Tell that offsets were committed."""
+        self._commits.labels("ok").inc()
         self._commit_time.set(now_ms / 1_000.0)
+
+    def commit_overtaken(self) -> None:
+        """Tell that the group had moved on before a commit."""
+        self._commits.labels("overtaken").inc()
 
     def lag(self, topic: str, partition: int, n: int) -> None:
         """Tell how many records of a partition are still to be read."""
         self._lag.labels(topic, str(partition)).set(n)
+
+    def released(self) -> None:
+        """Forget what was told by partition: it may be another's from now on."""
+        by_partition = (
+            self._lag, self._entities, self._evicted, self._cold, self._buckets,
+            self._pending, self._early, self._overflowed,
+        )  # fmt: skip
+        for gauge in by_partition:
+            gauge.clear()

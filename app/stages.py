@@ -16,14 +16,14 @@ import numpy as np
 
 from app import codec
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
-from app.core.entity import EntityStore
+from app.core.entity import EXPECTED_MAX, EntityStore
 from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
 from app.core.windows import DUPLICATE
 from app.disk import Disk
 from app.errors import Malformed
 from app.records import Partition, Position, Send
-from app.tasks import Committed, Effects, Range
+from app.tasks import Bound, Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
 
 if TYPE_CHECKING:
@@ -156,6 +156,17 @@ class EntityTask:
         low = None if self.store is None else self.store.expected_low
         return "" if low is None or partition == self.inputs[0] else str(low)
 
+    def bounds(self) -> Iterator[Bound]:
+        """The entities and what is kept of them."""
+        store, at = self.store, (self.stage.name, self.partition)
+        if store is None:
+            return
+        n = len(store)
+        yield Bound("entity.entities_max", *at, n, store.entities_max)
+        yield Bound("entity.history_max", *at, store.n_exact, n * store.history_max)
+        yield Bound("entity.buckets_max", *at, store.n_buckets, n * store.buckets_max)
+        yield Bound("entity.expected_max", *at, store.n_expected, EXPECTED_MAX)
+
     def _on_transactions(self, records: Sequence[Record], now_ms: int, effects: Effects) -> None:
         stage = self.stage
         if stage.is_first:
@@ -172,7 +183,7 @@ class EntityTask:
                 if not stage.is_first:  # of those that came in one record this one alone
                     alone = stage.came.write(batch.take(np.array([i])))
                     record = msgspec.structs.replace(record, value=alone)
-                bad.append((record, Malformed(field, batch.ids[i], expected)))
+                bad.append((record, Malformed(field, batch.ids[i], expected, "reused")))
             batch = batch.where(applied(status))
         for record, error in bad:
             effects.outputs.append(refused(self.stage, self.inputs[0], record, error))
@@ -316,7 +327,7 @@ class Refusing(Protocol):
 
 def refused(stage: Refusing, partition: Partition, record: Record, error: Malformed) -> Send:
     """Count a record that a stage could not read; return it as a dead letter."""
-    stage.metrics.dead_letter(partition.topic)
+    stage.metrics.dead_letter(partition.topic, error)
     at = Position(*partition, record.offset)
     return dead_letter(stage.topics_by_role, at, stage.name, record, error)
 

@@ -8,10 +8,10 @@ whole protocol: outputs, then state, then offsets, each acknowledged before the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from app.records import Partition, Record, Send
 
@@ -73,6 +73,24 @@ class Task(Protocol):
 
     def note(self, partition: Partition, offset: int) -> str:
         """What to keep beside the committed ``offset`` of an input."""
+
+
+class Bound(NamedTuple):
+    """Something that is kept in memory: how much, and how much it may become."""
+
+    name: str  # as ``metrics.BOUNDS`` has it: the setting, where there is one
+    stage: str
+    partition: int
+    used: int
+    limit: int
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A task that says how full it is."""
+
+    def bounds(self) -> Iterable[Bound]:
+        """What it keeps in memory."""
 
 
 class Stage(Protocol):

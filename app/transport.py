@@ -221,6 +221,7 @@ class Consumer(FaustConsumer):
         ) as error:
             # The group moves on; whoever gets the partitions reads from the last commit.
             log.info("commit_overtaken", reason=str(error))
+            self.flow.metrics.commit_overtaken()
         else:
             self.flow.committed(due)
 

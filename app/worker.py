@@ -118,6 +118,9 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     """
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     champion, metrics = fresh_champion(settings, plan), Metrics()
+    metrics.in_use = lambda: [champion.version.position]
+    if settings.policy.kind == "budget":
+        metrics.budget(settings.policy.alerts_per_day)
     stages = stages_of(settings, role, metrics, champion, plan)
     for stage in stages:
         if isinstance(stage, LearnStage):

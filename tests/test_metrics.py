@@ -1,29 +1,47 @@
 """What Prometheus reads: names, units, closed sets of labels, and histograms that agree."""
 
 import re
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
+from pydantic import BaseModel
 
+from app.catalogue import default_of, markdown
+from app.collectors import BatchHistogram
+from app.config import Settings, load
 from app.core.evaluation import Evaluation, mean_of
-from app.metrics import BatchHistogram, Metrics, Quality
+from app.core.features import FeaturePlan
+from app.errors import Malformed
+from app.flow import Flow
+from app.metrics import BOUNDS, Metrics
+from app.quality import Quality
+from app.records import Example, Partition
+from app.worker import fresh_champion, stages_of
 from tests.core.examined import TERMS, evaluated, stream
 
-BOUNDS = (0.1, 0.5, 1.0)
+EDGES = (0.1, 0.5, 1.0)
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = Example(
+    transaction_id="t1", time_ms=0, amount=1.0, entities={}, score=0.5, features=[],
+    feature_schema="", is_fraud=True, label_time_ms=0, label_source="analyst", origin=("l", 0, 0),
+)  # fmt: skip
 
 
-@given(st.lists(st.floats(-1, 3) | st.sampled_from(BOUNDS), max_size=50))
+@given(st.lists(st.floats(-1, 3) | st.sampled_from(EDGES), max_size=50))
 def test_histogram_counts_as_prometheus_does(values):
     """Buckets, sum and count of values given at once are those of the client, one by one."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
-    batch = BatchHistogram("weir_x", "x", BOUNDS)
+    batch = BatchHistogram("weir_x", "x", EDGES)
     ours.register(batch)
-    single = Histogram("weir_x", "x", buckets=BOUNDS, registry=theirs)
+    single = Histogram("weir_x", "x", buckets=EDGES, registry=theirs)
     batch.observe(np.array(values[:20]))
     batch.observe(np.array(values[20:]))
     for value in values:
@@ -55,7 +73,7 @@ def metrics():
     scores = np.array([0.1, 0.7])
     made.scored(scores, scores >= 0.5, np.array([5, 70_000]))
     made.consumed("card_id", 3)
-    made.dead_letter("transactions")
+    made.dead_letter("transactions", Malformed("amount", "x", "a number"))
     made.lag("transactions", 3, 17)
     made.committed(1_000)
     made.snapshot(2_048, 5_000)
@@ -68,7 +86,7 @@ def test_every_name_is_ours_and_in_base_units(metrics):
     families = list(text_string_to_metric_families(text))
     assert len(families) > 20
     for family in families:
-        assert re.fullmatch(r"weir_[a-z_]+", family.name), family.name
+        assert re.fullmatch(r"(weir|process)_[a-z_]+", family.name), family.name
         assert not re.search(r"_(ms|millis|kb|mb|minutes|percent)(_|$)", family.name), family.name
         assert family.documentation, family.name
 
@@ -84,7 +102,7 @@ def test_label_sets_are_closed(metrics):
     }
     allowed = {
         "stage", "topic", "partition", "outcome", "kind", "le", "version", "reason", "role",
-        "quantile", "segment", "value",
+        "quantile", "segment", "value", "bound", "part", "result", "subject",
     }  # fmt: skip
     assert labels <= allowed
 
@@ -98,7 +116,7 @@ def test_figures_arrive_where_they_belong(metrics):
     assert 1 == read("weir_score_latency_seconds_bucket", {"le": "0.005"})
     assert 1 == read("weir_score_latency_seconds_bucket", {"le": "60"})
     assert 70.005 == read("weir_score_latency_seconds_sum")
-    assert 1 == read("weir_dead_letters_total", {"topic": "transactions"})
+    assert 1 == read("weir_dead_letters_total", {"topic": "transactions", "reason": "field"})
     assert 17 == read("weir_consumer_lag_records", {"topic": "transactions", "partition": "3"})
     assert 1.0 == read("weir_commit_timestamp_seconds")
     assert 2_048 == read("weir_snapshot_bytes")
@@ -130,5 +148,93 @@ def test_quality_is_told_as_far_as_it_is_known(metrics):
 def test_two_processes_in_one_do_not_meet():
     """Each has a registry of its own."""
     one, other = Metrics(), Metrics()
-    one.dead_letter("t")
-    assert other.registry.get_sample_value("weir_dead_letters_total", {"topic": "t"}) is None
+    one.dead_letter("t", Malformed("value", "x", "JSON"))
+    labels = {"topic": "t", "reason": "value"}
+    assert 1 == one.registry.get_sample_value("weir_dead_letters_total", labels)
+    assert other.registry.get_sample_value("weir_dead_letters_total", labels) is None
+
+
+def test_table_is_what_the_code_declares(metrics):
+    """docs/metrics.md is up to date: weir metrics --markdown > docs/metrics.md."""
+    told = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert markdown(metrics.declared) == told
+
+
+def test_what_is_declared_is_what_is_served(metrics):
+    """The table and the registry hold the same names, kinds and texts."""
+    served = {
+        (f"{f.name}_total" if f.type == "counter" else f.name, f.type, f.documentation)
+        for f in metrics.registry.collect()
+        if f.name.startswith("weir_")
+    }
+    declared = {
+        (one.name.removesuffix("_info") if one.kind == "info" else one.name, one.kind, one.text)
+        for one in metrics.declared
+    }
+    assert declared == served
+
+
+#: Settings that end in _max and bound no memory: a record, a batch, an answer, a number.
+OF_ONE = {
+    "transaction.number_max", "transaction.record_bytes_max", "transaction.ahead_max",
+    "worker.batch_max", "policy.reasons_max", "policy.rules.amount_max",
+}  # fmt: skip
+
+
+def settings_of(table, prefix=""):
+    """Every setting below a table, by its dotted name."""
+    for name, field in table.model_fields.items():
+        kinds = [k for k in (field.annotation, *get_args(field.annotation)) if isinstance(k, type)]
+        tables = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        yield f"{prefix}{name}"
+        for below in tables:
+            yield from settings_of(below, f"{prefix}{name}.")
+
+
+def test_every_bound_has_a_metric():
+    """Law 11: a setting that bounds memory is a bound that Prometheus sees."""
+    bounds = {name for name in settings_of(Settings) if name.endswith("_max")}
+    assert set() == bounds - OF_ONE - set(BOUNDS)
+    assert all(default_of(name) > 0 for name in BOUNDS)
+
+
+def test_every_bound_is_told_by_a_task():
+    """Each stage tells its bounds, and all of them together are those of the table."""
+    repeats = {"entity": "card_id"}
+    settings = load(
+        profile="card",
+        transaction={"categories": ["channel"], "segments": ["channel"]},
+        policy={"repeats": repeats},
+        learner={"investigators": {"sources": ["analyst"]}},
+    )
+    plan = FeaturePlan.of(settings.features, settings.transaction.entities)
+    champion, metrics = fresh_champion(settings, plan), Metrics()
+    flow = Flow(settings, stages_of(settings, "worker", metrics, champion, plan), metrics)
+    flow.own(Partition(topic, 0) for topic in flow.topics)
+    text = generate_latest(metrics.registry).decode()
+    samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+    limits = {s.labels["bound"] for s in samples if s.name == "weir_bound"}
+    assert (
+        set(BOUNDS) == limits == {s.labels["bound"] for s in samples if s.name == "weir_bound_used"}
+    )
+
+
+def test_series_of_partitions_go_with_them(metrics):
+    """What a worker no longer owns it no longer tells."""
+    labels = {"topic": "transactions", "partition": "3"}
+    assert 17 == metrics.registry.get_sample_value("weir_consumer_lag_records", labels)
+    metrics.released()
+    assert metrics.registry.get_sample_value("weir_consumer_lag_records", labels) is None
+
+
+def test_label_delay_is_of_labels_that_came(metrics):
+    """Maturity is no label; a label three hours late lies between one and eight."""
+    late = replace(EXAMPLE, label_time_ms=EXAMPLE.time_ms + 3 * 3_600_000)
+    matured = replace(late, label_source="maturity")
+    metrics.labelled([late, matured], 1_000, 4_000)
+    read = metrics.registry.get_sample_value
+    assert 1 == read("weir_label_delay_seconds_count")
+    assert 0 == read("weir_label_delay_seconds_bucket", {"le": "3600"})
+    assert 1 == read("weir_label_delay_seconds_bucket", {"le": "28800"})
+    assert 3.0 == read("weir_learner_lag_seconds")
+    assert 4.0 == read("weir_label_timestamp_seconds")

@@ -227,6 +227,16 @@ class EntityStore:
         return len(self._buckets)
 
     @property
+    def n_exact(self) -> int:
+        """How many transactions are kept exactly, of all entities."""
+        return int(np.minimum(self._counts, self.history_max).sum())
+
+    @property
+    def n_expected(self) -> int:
+        """How many labels are ahead of their transaction."""
+        return len(self._expected)
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the columns, without the dictionary of keys (about 130 more an entity)."""
         columns = (
