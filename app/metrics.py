@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
@@ -14,7 +14,7 @@ from app import __version__
 from app.collectors import BatchHistogram, Pulled
 from app.core.pending import MATURITY
 from app.quality import BY_SEGMENT, QUALITY, Quality
-from app.records import Example
+from app.records import Drift, Example, LabelOutcome
 from app.tasks import Bounded
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from app.core.learner import Learner, LearnerEffects
     from app.core.pending import Join
     from app.errors import Malformed
-    from app.records import LabelOutcome
 
 #: Seconds: from below one fetch to a minute behind.
 _LATENCY_S: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
@@ -59,6 +58,12 @@ BOUNDS: Final = {
     "evaluation.values_max": "Values of a segment, the fullest; the rest is counted together.",
     "snapshot_bytes": "Size of the last snapshot; a larger one is not taken by the broker.",
 }
+
+
+def _words(struct: type, field: str) -> tuple[str, ...]:
+    """The words that a field may hold: a series that begins with its first one has no increase."""
+    words: tuple[str, ...] = get_args(get_type_hints(struct)[field])
+    return words
 
 
 class Declared(NamedTuple):
@@ -218,6 +223,8 @@ class Metrics:
         self._outcomes = self._counter(
             group, "weir_labels", "Labels by what became of them.", "outcome"
         )
+        for outcome in _words(LabelOutcome, "outcome"):
+            self._outcomes.labels(outcome)
         self.delays = self._histogram(
             group, "weir_label_delay_seconds", "From a transaction to its label, event time.",
             _DELAY_S,
@@ -248,6 +255,8 @@ class Metrics:
             group, "weir_snapshot_timestamp_seconds", "When the last snapshot was written."
         )
         self._drifts = self._counter(group, "weir_drifts", "Changes announced.", "kind")
+        for kind in _words(Drift, "kind"):
+            self._drifts.labels(kind)
         self._distance = self._gauge(
             group, "weir_drift_distance", "Mean now against the steady level, relative to it.",
             "kind", "subject",
