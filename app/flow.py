@@ -100,7 +100,11 @@ class Flow:
         self._n_open = 0  # turns begun and not yet delivered
         self.gates: list[asyncio.Event] = []  # what must have come before the first batch
         self._committed: dict[Partition, int] = {}
-        self._committed_s = 0.0
+        self.committed_s = 0.0  # when offsets were last committed
+        #: What is seen from outside (``watch``): what a restart would mend, and what it would not.
+        self.alarms: dict[str, str] = {}
+        self.concerns: dict[str, str] = {}
+        self.looked_s = time.monotonic()
         self._stage_of = {topic: stage.name for stage in stages for topic in stage.topics}
         metrics.bounded = lambda: list(dict.fromkeys(self.tasks.values()))
 
@@ -114,6 +118,7 @@ class Flow:
         self.tasks, self.positions, self._committed = {}, {}, {}
         self._n_open = 0
         self.metrics.released()
+        self.alarms, self.concerns = {}, {}
         owned, made = set(assigned), []
         for stage in self.stages:
             for number in sorted({p.partition for p in owned if p.topic in stage.topics}):
@@ -185,10 +190,15 @@ class Flow:
     def is_due(self) -> bool:
         """Whether it is time to commit."""
         interval_s = self.settings.worker.commit_interval / 1_000.0
-        return time.monotonic() - self._committed_s >= interval_s
+        return time.monotonic() - self.committed_s >= interval_s
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether nothing is left to commit."""
+        return all(self._committed.get(at) == offset for at, offset in self.positions.items())
 
     def committed(self, offsets: Mapping[Partition, Committed]) -> None:
         """Note what the coordinator took."""
         self._committed.update({at: was.offset for at, was in offsets.items()})
-        self._committed_s = time.monotonic()
+        self.committed_s = time.monotonic()
         self.metrics.committed(self.now_ms())

@@ -298,6 +298,12 @@ class Follower(Service):
         self._at = TopicPartition(topics.models.name, 0)
         self._shelf = Shelf(settings, plan, (CHAMPION, LEARNER))
         self.caught_up = asyncio.Event()
+        self.taken = 0  # the next snapshot to be taken
+
+    @property
+    def refused(self) -> str:
+        """Why the newest snapshot that came was; empty where it was not."""
+        return self._shelf.refused
 
     @Service.task
     async def _follow(self) -> None:
@@ -312,7 +318,8 @@ class Follower(Service):
                 records = [read(record) for record in fetched.get(self._at, ())]
                 # Beside the loop: what takes long there leaves the lock to others.
                 await asyncio.to_thread(self._shelf.put, records, self._champion.version)
-                if await consumer.position(self._at) >= end:
+                self.taken = await consumer.position(self._at)
+                if self.taken >= end:
                     self._adopt(await asyncio.to_thread(self._shelf.open))
                     self.caught_up.set()
         finally:

@@ -130,6 +130,7 @@ class Shelf:
         self._found: list[_Found] = []
         self._turn = 0
         self.n_verified = 0
+        self.refused = ""  # why the last one that was refused was, while none has opened since
 
     def put(self, records: Iterable[Record], held: ModelVersion | None = None) -> None:
         """Look at records; ``held``: the model in use, than which only newer ones count."""
@@ -140,7 +141,7 @@ class Shelf:
             try:
                 said = described(record, self._settings, self._plan)
             except Refused as error:
-                log.warning("snapshot_refused", offset=record.offset, reason=str(error))
+                self._refuse(record, error)
                 continue
             if said.kind in self._kinds:
                 self._turn += 1
@@ -164,10 +165,17 @@ class Shelf:
         found, self._found = self._found, []
         for one in found:
             try:
-                return opened(one.record, self._settings, self._plan)
+                state = opened(one.record, self._settings, self._plan)
             except Refused as error:
-                log.warning("snapshot_refused", offset=one.record.offset, reason=str(error))
+                self._refuse(one.record, error)
+            else:
+                self.refused = ""
+                return state
         return None
+
+    def _refuse(self, record: Record, error: Refused) -> None:
+        self.refused = f"snapshot @{record.offset}: {error}"
+        log.warning("snapshot_refused", offset=record.offset, reason=str(error))
 
 
 def _key(settings: Settings) -> bytes:

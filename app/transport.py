@@ -51,11 +51,18 @@ log = structlog.get_logger(__name__)
 
 #: Heartbeats a session: the broker may miss two.
 _HEARTBEATS: Final = 10
+#: A position that is known is told at once; one that is not is waited for so long.
+_POSITION_S: Final = 0.1
 
 
 def flow_of(app: Any) -> Flow:
     """The flow that an app of ours runs; Faust's types do not know of it."""
     return cast("Flow", app.flow)
+
+
+def consumer_of(app: Any) -> Consumer:
+    """The group member of an app of ours."""
+    return cast("Consumer", app.consumer)
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -241,6 +248,15 @@ class Consumer(FaustConsumer):
             for tp, was in found.items()
             if was.offset >= 0
         }
+
+    async def fetched(self) -> dict[Partition, int]:
+        """The next offsets that are taken of our tasks' inputs, as far as they are known."""
+        found = {}
+        for at in list(self.flow.tasks):
+            with contextlib.suppress(TimeoutError, KafkaError):
+                async with asyncio.timeout(_POSITION_S):
+                    found[at] = await self.client.position(TopicPartition(*at))
+        return found
 
     async def commit(self, *args: Any, **kwargs: Any) -> bool:
         """Nothing: Faust's timer has no say in what is committed."""

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from app.flow import Flow
 
 #: A loop comes round ten times a second, and a batch takes well under a second.
-_STALLED_S: Final = 30.0
+_STALLED_S: Final = 20.0
 
 Reasons = dict[str, str]
 
 
 def health(flow: Flow) -> Reasons:
     """Why this process should be restarted; empty: it makes progress."""
-    reasons: Reasons = {}
-    still_s = time.monotonic() - flow.progress_s
+    reasons: Reasons = dict(flow.alarms)
+    still_s, unseen_s = time.monotonic() - flow.progress_s, time.monotonic() - flow.looked_s
     if still_s > _STALLED_S:
         reasons["loop"] = f"the loop has not come round for {still_s:.0f} s"
+    if flow.is_restored and unseen_s > _STALLED_S:
+        reasons["watch"] = f"nobody has looked for {unseen_s:.0f} s whether records are consumed"
     if flow.is_assigned and flow.lease.age_s > flow.settings.kafka.session_timeout / 1_000.0:
         reasons["lease"] = f"no heartbeat was answered for {flow.lease.age_s:.0f} s"
     return reasons
@@ -34,7 +36,7 @@ def health(flow: Flow) -> Reasons:
 
 def readiness(flow: Flow, is_model_loaded: Callable[[], bool]) -> Reasons:
     """Why this process does not score yet; empty: it does."""
-    reasons = health(flow)
+    reasons = {**health(flow), **flow.concerns}
     if not flow.is_assigned:
         reasons["assignment"] = "the group has given no partitions yet"
     elif not flow.is_restored:

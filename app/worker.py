@@ -21,8 +21,9 @@ from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
 from app.stages import EntityStage, entity_of, scorer_of
 from app.topics import Topics, partitions_of
-from app.transport import Restorer
-from app.web import serve
+from app.transport import Restorer, consumer_of
+from app.watch import Watcher
+from app.web import readiness, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -155,10 +156,19 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     if role == "worker":
         app.beside.append(follower)
         flow.gates.append(follower.caught_up)
+
+    def is_model_loaded() -> bool:
+        return role == "learner" or follower.caught_up.is_set()
+
+    followed = follower if role == "worker" else None
+    app.beside.append(
+        Watcher(flow, Topics.of(settings), champion, followed, lambda: consumer_of(app).fetched())
+    )
+    metrics.reasons = lambda: readiness(flow, is_model_loaded)
     serve(
         app,
         flow,
-        lambda: role == "learner" or follower.caught_up.is_set(),
+        is_model_loaded,
         lambda kind, name: entity_of(flow.tasks.values(), kind, name),
     )
     return app

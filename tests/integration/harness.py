@@ -59,11 +59,13 @@ def free_port() -> int:
 class Process:
     """One weir process and what it prints."""
 
-    def __init__(self, role: str, env: dict[str, str], log: Path, port: int) -> None:
+    def __init__(
+        self, role: str, env: dict[str, str], log: Path, port: int, module: str = "app"
+    ) -> None:
         self.log, self.port = log, port
         with log.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "app", role, "--once"],
+                [sys.executable, "-m", module, role, "--once"],
                 cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -155,11 +157,11 @@ class World:
                 told[f"WEIR_{table.upper()}__{key.upper()}"] = plain
         return {**told, "WEIR_WORKER__WEB_PORT": str(port), "PYTHONUNBUFFERED": "1", **more}
 
-    def start(self, role: str = "worker", **env: str) -> Process:
+    def start(self, role: str = "worker", module: str = "app", **env: str) -> Process:
         """Start a process; ``ready`` waits for it."""
         port = free_port()
         log = self.folder / f"{role}{len(self.processes)}.log"
-        process = Process(role, self.env(port, **env), log, port)
+        process = Process(role, self.env(port, **env), log, port, module)
         self.processes.append(process)
         return process
 
