@@ -1,6 +1,8 @@
 """Rules, runbooks and dashboards name what is there (`scripts/prometheus check` runs the rules)."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,32 @@ def test_rule_is_tested_both_ways(alert):
     tried = [case for test in TESTS for case in test["alert_rule_test"]]
     expected = {bool(case["exp_alerts"]) for case in tried if case["alertname"] == alert}
     assert {True, False} == expected
+
+
+DASHBOARDS = ROOT / "compose" / "grafana" / "dashboards"
+MADE = runpy.run_path(str(ROOT / "scripts" / "dashboards.py"))["files"]()
+QUERIES = {
+    (name, panel["title"], target["expr"])
+    for name, text in MADE.items()
+    for panel in json.loads(text)["panels"]
+    for target in panel["targets"]
+}
+
+
+def test_dashboards_are_those_of_the_script():
+    """They are made: python scripts/dashboards.py."""
+    assert MADE == {p.name: p.read_text(encoding="utf-8") for p in DASHBOARDS.glob("*.json")}
+
+
+@pytest.mark.parametrize(("dashboard", "panel", "query"), sorted(QUERIES))
+def test_query_names_metrics_that_exist(dashboard, panel, query):
+    """Every series of a panel is one that a process serves."""
+    assert named(query)
+    assert named(query) <= served()
+
+
+def test_every_metric_of_quality_is_drawn():
+    """What is measured for people is shown to them."""
+    drawn = {metric for _, _, query in QUERIES for metric in named(query)}
+    told = {one.name for one in Metrics().declared if one.group in {"Quality", "Model and drift"}}
+    assert set() == told - drawn
