@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from app.config import InvestigatorSettings, RepeatSettings, Settings
+from app.core.chain import REMEMBERED_MAX
 from app.core.entity import EXPECTED_MAX
 from app.metrics import BOUNDS
 from app.topics import SNAPSHOT_BYTES
@@ -38,7 +39,11 @@ much of it is taken. A bound that is reached costs what is said here, and no mem
 | --- | --- | --- |
 """
 #: Bounds that are no settings, and tables that are not there by default.
-_CONSTANTS: Final = {"entity.expected_max": EXPECTED_MAX, "snapshot_bytes": SNAPSHOT_BYTES}
+_CONSTANTS: Final = {
+    "entity.expected_max": EXPECTED_MAX,
+    "audit.remembered_max": REMEMBERED_MAX,
+    "snapshot_bytes": SNAPSHOT_BYTES,
+}
 _TABLES: Final[dict[str, type[BaseModel]]] = {
     "policy.repeats": RepeatSettings,
     "learner.investigators": InvestigatorSettings,

@@ -26,10 +26,13 @@ from app.core.scoring import Batch, segment_of
 from app.errors import SHOWN_MAX, Malformed
 from app.records import (
     SCHEMA_VERSION,
+    Action,
     Alert,
+    Entry,
     Example,
     Feedback,
     Hops,
+    LabelOutcome,
     Position,
     Record,
     Score,
@@ -370,6 +373,9 @@ _example: Callable[[bytes], Example | Summary | Verdict] = msgspec.json.Decoder(
 ).decode
 _feedback = msgspec.json.Decoder(Feedback).decode
 _alert = msgspec.json.Decoder(Alert).decode
+_outcome = msgspec.json.Decoder(LabelOutcome).decode
+_action = msgspec.json.Decoder(Action).decode
+_entry = msgspec.json.Decoder(Entry).decode
 
 
 class HopCodec:
@@ -572,6 +578,21 @@ def read_example(record: Record) -> Example | Summary | Verdict:
 def read_alert(record: Record) -> Alert:
     """An alert on its way to a person. Raises Malformed if it is none."""
     return _own(_alert, record)
+
+
+def read_outcome(record: Record) -> LabelOutcome:
+    """What became of a label. Raises Malformed if it is none."""
+    return _own(_outcome, record)
+
+
+def read_action(record: Record) -> Action:
+    """What somebody did, on its way into the audit. Raises Malformed if it is none."""
+    return _own(_action, record)
+
+
+def read_entry(record: Record) -> Entry:
+    """An entry of the audit. Raises Malformed if it is none."""
+    return _own(_entry, record)
 
 
 def read_feedback(record: Record) -> Feedback:

@@ -373,6 +373,74 @@ async def _show(settings: Settings, offset: int, *, as_json: bool) -> None:
     raise Refused(f"{spec.name} holds no offset {offset}; expected one that the list shows")
 
 
+audit = typer.Typer(help="Look at the audit, and check that it is whole.", no_args_is_help=True)
+commands.add_typer(audit, name="audit")
+
+
+@audit.command("verify")
+def audit_verify(
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
+    *,
+    against: Annotated[
+        Path | None, typer.Option(help="What an earlier check printed with --json.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every link and seal of every chain; exit code 1 if something is wrong.
+
+    What --json prints names the end of each chain. Kept elsewhere and given back by --against, it
+    shows a chain that was cut off or written anew.
+    """
+    from app.auditing import heads_of, verify
+
+    known = {}
+    if against is not None:
+        try:
+            known = heads_of(orjson.loads(against.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise Misconfigured(f"{against}: {error}; expected a file of --json") from None
+    verdict = _run(verify(load(config, profile), known))
+    if as_json:
+        print_json(verdict.as_object())
+    else:
+        for problem in verdict.problems:
+            err.print(problem, markup=False, highlight=False)
+        n = sum(n for n, _ in verdict.heads.values())
+        told = "all is whole" if not verdict.problems else f"{len(verdict.problems)} problem(s)"
+        err.print(f"{n:,} entries in {len(verdict.heads)} chains: {told}", highlight=False)
+    if verdict.problems:
+        raise typer.Exit(1)
+
+
+@audit.command("show")
+def audit_show(
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
+    kind: Annotated[str | None, typer.Option(help="alert, correction, configuration...")] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the entries, oldest first within each chain."""
+    _run(_show_audit(load(config, profile), kind, as_json=as_json))
+
+
+async def _show_audit(settings: Settings, kind: str | None, *, as_json: bool) -> None:
+    from datetime import UTC, datetime
+
+    from app import codec
+    from app.auditing import entries
+
+    out = Console(highlight=False, soft_wrap=True, markup=False)
+    async for at, entry in entries(settings, kind):
+        if as_json:
+            _line(codec.encode(entry))
+            continue
+        when = datetime.fromtimestamp(entry.time_ms / 1_000.0, UTC).isoformat(timespec="seconds")
+        told = {name: value for name, value in entry.detail.items() if name != "settings"}
+        out.print(f"{at} {when} {entry.kind} {entry.subject} by {entry.actor}: {told}")
+
+
 models = typer.Typer(help="Look at the snapshots of the model, and keep one.", no_args_is_help=True)
 commands.add_typer(models, name="models")
 

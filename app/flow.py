@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from app.config import Settings
     from app.metrics import Metrics
-    from app.records import Partition, Record
+    from app.records import Partition, Record, Send
     from app.tasks import Stage, Task
 
 log = structlog.get_logger(__name__)
@@ -98,6 +98,7 @@ class Flow:
         self.is_assigned = False
         self.progress_s = time.monotonic()  # when the loop last came round
         self._n_open = 0  # turns begun and not yet delivered
+        self.greetings: list[Send] = []  # what is said once at the start, before the first batch
         self.gates: list[asyncio.Event] = []  # what must have come before the first batch
         self._committed: dict[Partition, int] = {}
         self.committed_s = 0.0  # when offsets were last committed

@@ -56,6 +56,7 @@ BOUNDS: Final = {
     "evaluation.cards_max": "Cards with frauds; those longest without news leave.",
     "evaluation.days_max": "Days by which figures are kept (more if maturity asks it).",
     "evaluation.values_max": "Values of a segment, the fullest; the rest is counted together.",
+    "audit.remembered_max": "Entries lately made; what is said again later is entered again.",
     "snapshot_bytes": "Size of the last snapshot; a larger one is not taken by the broker.",
 }
 

@@ -6,7 +6,7 @@ into ``docs/schemas``. Times are epoch milliseconds, UTC, event time unless said
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -247,6 +247,32 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     """
 
     outcome: LabelOutcome
+    schema_version: int = SCHEMA_VERSION
+
+
+class Action(msgspec.Struct, frozen=True):
+    """What somebody did to weir: a promotion, a rollback, other settings (internal)."""
+
+    kind: str  # one of few: "configuration", "promotion", "rollback"...
+    subject: str  # of what: a model, a role
+    identity: str  # the same whenever the same is said again
+    actor: str = "weir"
+    detail: dict[str, Any] = {}
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the audit: a link of its partition's chain. Ids, never payloads."""
+
+    place: int  # in the chain, from 0: its own offset
+    previous: str  # SHA-256 of the value of the entry before; of the first: zeros
+    kind: str  # "alert", "correction", "configuration", "promotion", "rollback"...
+    subject: str  # transaction id, model, role
+    actor: str  # who did it: weir, the source of a label, a person
+    time_ms: int  # when it was said (wall clock)
+    at: tuple[str, int, int]  # position of the record that said it
+    identity: str  # the same whenever the same is said again
+    detail: dict[str, Any]
+    configured: dict[str, str] = {}  # role: digest of the settings entered last, in this chain
     schema_version: int = SCHEMA_VERSION
 
 

@@ -111,6 +111,8 @@ class Topics:
     hops: dict[str, TopicSpec]  # entity: its input, but for the first entity
     feedback: dict[str, TopicSpec]
     changelogs: dict[str, TopicSpec]
+    actions: TopicSpec
+    audit: TopicSpec
     repeats: RepeatTopics | None = None
 
     @classmethod
@@ -167,6 +169,12 @@ class Topics:
                 e: spec(f"weir.changelog.{e}", f"what is known of each {e}", compact)
                 for e in entities
             },
+            actions=spec("weir.actions", "what is done to weir, on its way into the audit", read),
+            audit=spec(
+                "weir.audit",
+                "alerts, corrections and actions, a sealed chain a partition",
+                {"retention.ms": FOREVER},
+            ),
             repeats=None
             if held is None
             else RepeatTopics(
@@ -196,6 +204,7 @@ class Topics:
             self.dead_letters,
         )
         yield from (*self.feedback.values(), *self.changelogs.values())
+        yield from (self.actions, self.audit)
         if self.repeats is not None:
             yield from (self.repeats.candidates, self.repeats.changelog)
 

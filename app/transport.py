@@ -120,6 +120,7 @@ class Consumer(FaustConsumer):
     async def on_start(self) -> None:
         """Connect; see to it that every heartbeat renews the lease."""
         await self.flow.sender.start()
+        await self.flow.sender.deliver(self.flow.greetings)
         await reach(self.client.start, self.flow.settings.kafka.bootstrap)
 
     async def on_stop(self) -> None:

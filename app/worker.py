@@ -12,6 +12,7 @@ from faust.app.base import BootStrategy
 from yarl import URL
 
 from app.alerting import AlertStage
+from app.audit import AuditStage, configured
 from app.core.entity import warm_up_store
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
@@ -77,7 +78,8 @@ def stages_of(
     if told is not None and own is not None:
         alerts.append(AlertStage(settings, topics, told, own, metrics))
     join = JoinStage(settings, topics, metrics)
-    return [*scoring, *alerts, join, *(learner if settings.learner.in_worker else [])]
+    audit = AuditStage(settings, topics, metrics)
+    return [*scoring, *alerts, join, audit, *(learner if settings.learner.in_worker else [])]
 
 
 def fresh_champion(settings: Settings, plan: FeaturePlan) -> Champion:
@@ -152,6 +154,7 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     app.flow = flow
     for name in flow.topics:
         app.topics.add(app.topic(name, acks=False))
+    flow.greetings.append(configured(settings, Topics.of(settings), role, flow.now_ms()))
     follower = Follower(settings, Topics.of(settings), plan, champion)
     if role == "worker":
         app.beside.append(follower)

@@ -40,7 +40,7 @@ def test_names_are_distinct_and_prefixed():
     """No role shares a topic with another; the prefix is on all."""
     topics = list(Topics.of(load(profile="card", topics={"prefix": "eu."})))
     names = [spec.name for spec in topics]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names) == 16
     assert all(name.startswith("eu.") for name in names)
 
 
