@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from app.config import InvestigatorSettings, RepeatSettings, Settings
+from app.core.board import HELD_MAX
 from app.core.chain import REMEMBERED_MAX
 from app.core.entity import EXPECTED_MAX
 from app.metrics import BOUNDS
@@ -40,6 +41,7 @@ much of it is taken. A bound that is reached costs what is said here, and no mem
 """
 #: Bounds that are no settings, and tables that are not there by default.
 _CONSTANTS: Final = {
+    "board.held_max": HELD_MAX,
     "entity.expected_max": EXPECTED_MAX,
     "audit.remembered_max": REMEMBERED_MAX,
     "snapshot_bytes": SNAPSHOT_BYTES,

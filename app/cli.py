@@ -27,6 +27,7 @@ from app.commands import (
 from app.config import Settings, load
 from app.errors import WeirError
 from app.offline import offline
+from app.tending import tending
 
 cli = typer.Typer(
     name="weir",
@@ -37,6 +38,7 @@ cli = typer.Typer(
 )
 cli.add_typer(commands)
 cli.add_typer(offline)
+cli.add_typer(tending)
 
 
 @cli.command()

@@ -323,6 +323,23 @@ class TransactionReader:
         return value
 
 
+def record_of(value: bytes, of: TransactionSettings, now_ms: int) -> Record:
+    """A transaction as its publisher would write it, keyed by its first entity.
+
+    What cannot be read has no key; ``TransactionReader`` says why.
+    """
+    return Record(0, key_of(value, of.entities[0] if of.entities else of.id), value, now_ms)
+
+
+def key_of(value: bytes, field: str) -> bytes | None:
+    """The key of a JSON object: one of its fields, as text."""
+    try:
+        found = json.loads(value).get(field)
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return str(found).encode("utf-8", "replace") if isinstance(found, str | int) else None
+
+
 def _category(value: Any) -> str | None:
     return None if value is None else str(value)
 

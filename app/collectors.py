@@ -44,9 +44,19 @@ class BatchHistogram(Collector):
         self._of(label)[int(np.searchsorted(self._bounds, value, side="left"))] += 1
         self._sums[label] += value
 
-    def quantile(self, share: float, label: str = "") -> float:
-        """Value below which ``share`` of all values lie, interpolated; NaN before the first."""
-        counts = self._of(label)
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many values lie in each bucket, of one without a label; a copy."""
+        return self._of("").copy()
+
+    def quantile(
+        self, share: float, label: str = "", before: NDArray[np.int64] | None = None
+    ) -> float:
+        """Value below which ``share`` of all values lie, interpolated; NaN before the first.
+
+        With ``before``, counts as they were once, of the values since then.
+        """
+        counts = self._of(label) if before is None else self._of(label) - before
         total = int(counts.sum())
         if not total:
             return float("nan")

@@ -297,13 +297,12 @@ async def _print(
     *,
     from_beginning: bool,
     as_json: bool,
-    to_end: bool = False,
 ) -> None:
     from app.tail import json_of, records, text_of, topic_of
 
     out, printed = Console(highlight=False, soft_wrap=True), 0
     spec = topic_of(kind, settings)
-    async for at, record in records(settings, spec, from_beginning=from_beginning, to_end=to_end):
+    async for at, record in records(settings, spec, from_beginning=from_beginning):
         if as_json:
             _line(json_of(kind, at, record))
         else:
@@ -311,66 +310,6 @@ async def _print(
         printed += 1
         if n is not None and printed >= n:
             return
-
-
-dead_letters = typer.Typer(help="Look at what could not be read.")
-commands.add_typer(dead_letters, name="dead-letters")
-
-
-@dead_letters.callback(invoke_without_command=True)
-def dead_letters_default(context: typer.Context) -> None:
-    """List what could not be read, with position and reason; `show` prints one whole."""
-    if context.invoked_subcommand is None:
-        dead_letters_list()
-
-
-@dead_letters.command("list")
-def dead_letters_list(
-    config: ConfigOption = None,
-    profile: ProfileOption = None,
-    n: Annotated[int | None, typer.Option("-n", min=1, help="End after so many.")] = None,
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """List dead letters, oldest first: offset, where it lay, why it could not be read."""
-    settings = load(config, profile)
-    _run(_print("dead-letters", settings, n, from_beginning=True, as_json=as_json, to_end=True))
-
-
-@dead_letters.command("show")
-def dead_letters_show(
-    offset: Annotated[int, typer.Argument(min=0, help="As the list shows it.")],
-    config: ConfigOption = None,
-    profile: ProfileOption = None,
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Print one dead letter whole: headers and raw value, what does not print escaped."""
-    _run(_show(load(config, profile), offset, as_json=as_json))
-
-
-async def _show(settings: Settings, offset: int, *, as_json: bool) -> None:
-    from app.tail import escaped, records, topic_of
-
-    spec = topic_of("dead-letters", settings)
-    async for at, record in records(settings, spec, from_beginning=True, to_end=True):
-        if at.offset != offset:
-            continue
-        told = {
-            "position": str(at),
-            "headers": {name: escaped(value) for name, value in record.headers},
-            "key": None if record.key is None else escaped(record.key),
-            "value": None if record.value is None else escaped(record.value),
-        }
-        if as_json:
-            _line(orjson.dumps(told))
-            return
-        out = Console(highlight=False, soft_wrap=True, markup=False)
-        for name, value in told["headers"].items():  # type: ignore[union-attr]
-            out.print(f"{name}: {value}")
-        out.print(f"key: {told['key']}", f"value: {told['value']}", sep="\n")
-        return
-    raise Refused(f"{spec.name} holds no offset {offset}; expected one that the list shows")
 
 
 audit = typer.Typer(help="Look at the audit, and check that it is whole.", no_args_is_help=True)

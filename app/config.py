@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterable
 from datetime import datetime
 from importlib import resources
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -368,8 +369,59 @@ class WorkerSettings(Table):
     web_host: str = "127.0.0.1"
     web_port: int = Field(default=6_066, ge=0, le=65_535)
     data_dir: Path = Path(".weir")
+    web_url: str | None = None  # where other workers reach this one; default: host and port
     log_format: Literal["human", "json"] = "human"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+Role = Literal["read", "feedback", "admin"]
+
+
+class TokenSettings(Table):
+    """Who may do what with a token, of which only a hash is kept: `weir token new`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+$")]
+    role: Role
+    hash: str = Field(pattern=r"^scrypt\$\d+\$\d+\$\d+\$[A-Za-z0-9_-]+\$[A-Za-z0-9_-]+$")
+
+
+class AccessSettings(Table):
+    """Who may use the web server; beyond this machine nobody, without tokens or a proxy."""
+
+    tokens: tuple[TokenSettings, ...] = ()
+    proxy_header: str | None = None  # where a reverse proxy says who somebody is
+    proxy_role_header: str | None = None  # and what they may do; without: proxy_role
+    proxy_role: Role = "read"
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # addresses that are believed
+    hosts: tuple[str, ...] = ()  # names this server is called by, beside its own
+    cert_file: Path | None = None  # TLS
+    key_file: Path | None = None
+    body_max: int = Field(default=1_048_576, ge=1_024)  # bytes of a request
+    rate: int = Field(default=2_000, ge=1)  # requests a second, of one name
+    timeout: SomeTime = 30_000  # of a request
+    streams_max: int = Field(default=200, ge=1)  # readers of /v1/events
+
+    @model_validator(mode="after")
+    def _has_both_files_and_distinct_names(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            msg = "cert_file and key_file belong together; expected both or none"
+            raise ValueError(msg)
+        names = [token.name for token in self.tokens]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            msg = f"two tokens are called {shown(twice[0])}; expected a name of its own for each"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has to say who they are."""
+        return not self.tokens and self.proxy_header is None
+
+
+class ExplainSettings(Table):
+    """What people could change about a transaction: feature -> lowest and highest value."""
+
+    actionable: dict[str, tuple[Finite, Finite]] = Field(default_factory=dict)
 
 
 class Settings(BaseSettings):
@@ -392,6 +444,8 @@ class Settings(BaseSettings):
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     worker: WorkerSettings = WorkerSettings()
+    access: AccessSettings = AccessSettings()
+    explain: ExplainSettings = ExplainSettings()
 
     @property
     def delivery_ms(self) -> int:
@@ -439,6 +493,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _beyond_this_machine_nothing_is_open(self) -> Self:
+        host = self.worker.web_host
+        if not self.worker.web_port or is_loopback(host):
+            return self
+        if self.access.is_open:
+            msg = (
+                f"worker.web_host is {shown(host)}, and nobody would have to say who they are; "
+                "expected access.tokens (weir token new), access.proxy_header, or 127.0.0.1"
+            )
+            raise ValueError(msg)
+        if self.learner.key == LearnerSettings().key:
+            msg = (
+                f"worker.web_host is {shown(host)} with the development key; expected a "
+                "learner.key of your own: workers know each other by it"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _policy_names_what_is_declared(self) -> Self:
         transaction = self.transaction
         for table, lists in (("allow", self.policy.allow), ("block", self.policy.block)):
@@ -466,6 +539,18 @@ class Settings(BaseSettings):
             msg = f"policy.repeats.entity is {shown(repeats.entity)}; {expected}"
             raise ValueError(msg)
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _unknown(at: int, key: str, value: str, known: Any) -> None:

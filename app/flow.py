@@ -168,6 +168,8 @@ class Flow:
                 self.metrics.delivered(part, time.perf_counter() - began_s)
         self.positions.update(turn.positions)
         self._n_open -= 1
+        for tell in turn.effects.told:
+            tell()
 
     async def run(
         self, fetched: Mapping[Partition, Sequence[Record]], *, is_last: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,11 @@ from app.core.learner import Learner
 from app.core.measures.rows import DAY_MS
 from app.core.models import make_model
 from app.core.scoring import Champion
-from app.errors import Malformed, Misconfigured
+from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
 from app.kafka import Reader, reach, read
 from app.records import Partition, Send
-from app.shelf import CHAMPION, LEARNER, Shelf, frozen, hints
+from app.shelf import CHAMPION, LEARNER, Shelf, described, frozen, hints, is_of
 from app.stages import refused
 from app.tasks import Bound, Committed, Effects, Range
 from app.topics import SNAPSHOT_BYTES
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from app.core.learner import LearnerEffects
     from app.metrics import Metrics
     from app.records import Example, Record, Summary, Verdict
-    from app.snapshots import Frozen
+    from app.snapshots import About, Frozen
     from app.topics import Topics
 
 log = structlog.get_logger(__name__)
@@ -125,6 +126,10 @@ def terms_of(settings: Settings) -> Terms:
         sources=told.sources,
         segments=settings.transaction.segments,
     )
+
+
+#: A snapshot that was read, what it is of, or why it does not verify.
+Seen = Callable[["Record", "About | None", str | None], None]
 
 
 @dataclass
@@ -298,6 +303,7 @@ class Follower(Service):
         self._at = TopicPartition(topics.models.name, 0)
         self._shelf = Shelf(settings, plan, (CHAMPION, LEARNER))
         self.caught_up = asyncio.Event()
+        self.seen: Seen | None = None
         self.taken = 0  # the next snapshot to be taken
 
     @property
@@ -318,12 +324,25 @@ class Follower(Service):
                 records = [read(record) for record in fetched.get(self._at, ())]
                 # Beside the loop: what takes long there leaves the lock to others.
                 await asyncio.to_thread(self._shelf.put, records, self._champion.version)
+                for record in records:
+                    await self._show(record)
                 self.taken = await consumer.position(self._at)
                 if self.taken >= end:
                     self._adopt(await asyncio.to_thread(self._shelf.open))
                     self.caught_up.set()
         finally:
             await consumer.stop()
+
+    async def _show(self, record: Record) -> None:
+        """Tell who keeps a list of champions."""
+        if self.seen is None or not record.value or is_of(record, LEARNER):
+            return
+        said, reason = None, None
+        try:
+            said = await asyncio.to_thread(described, record, self._settings, self._plan)
+        except Refused as error:
+            reason = str(error)
+        self.seen(record, said, reason)
 
     def take(self, snapshots: Sequence[Record]) -> None:
         """Adopt the newest of some snapshots if it is newer than the model in use."""

@@ -56,6 +56,8 @@ BOUNDS: Final = {
     "evaluation.cards_max": "Cards with frauds; those longest without news leave.",
     "evaluation.days_max": "Days by which figures are kept (more if maturity asks it).",
     "evaluation.values_max": "Values of a segment, the fullest; the rest is counted together.",
+    "access.streams_max": "Readers of /v1/events; one more is refused.",
+    "board.held_max": "Alerts that the pages show, or outcomes, or dead letters; the oldest leave.",
     "audit.remembered_max": "Entries lately made; what is said again later is entered again.",
     "snapshot_bytes": "Size of the last snapshot; a larger one is not taken by the broker.",
 }
@@ -271,6 +273,15 @@ class Metrics:
 
     # ---- What the shells tell.
 
+    def totals(self) -> dict[str, int]:
+        """How much there was since the start, for people: scored, alerts, dead letters, lag."""
+        return {
+            "n_scored": round(_sum(self._scored)),
+            "n_alerts": round(_sum(self._alerts)),
+            "n_dead_letters": round(_sum(self._dead)),
+            "lag": round(_sum(self._lag)),
+        }
+
     def consumed(self, stage: str, n: int) -> None:
         """Count a batch that a stage has read."""
         self._consumed.labels(stage).inc(n)
@@ -374,3 +385,9 @@ class Metrics:
         )  # fmt: skip
         for gauge in by_partition:
             gauge.clear()
+
+
+def _sum(metric: Counter | Gauge) -> float:
+    """All samples of a metric, but for when it was made."""
+    samples = (sample for family in metric.collect() for sample in family.samples)
+    return sum(sample.value for sample in samples if not sample.name.endswith("_created"))

@@ -63,6 +63,11 @@ def hints(of: About) -> Headers:
     )
 
 
+def is_of(record: Record, kind: str) -> bool:
+    """Whether the headers of a snapshot say that it is of a kind; a hint."""
+    return dict(record.headers).get(_KIND, b"") == kind.encode()
+
+
 def described(record: Record, settings: Settings, plan: FeaturePlan) -> About:
     """What a snapshot is of, once its signature holds and it fits the configuration.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -27,7 +28,7 @@ from app.tasks import Bound, Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,6 +56,8 @@ class EntityStage:
     scorer: Scorer
     metrics: Metrics
     index: int = 0
+    #: Transactions whose score somebody waits for: whom to tell it, as written, and what fired.
+    awaited: dict[str, Callable[[bytes, str | None], None]] = field(default_factory=dict)
     name: str = field(init=False)
     topics: tuple[str, ...] = field(init=False)
 
@@ -147,6 +150,28 @@ class EntityTask:
                 Send(self.changelog, self.partition, *row) for row in codec.write_rows(self.store)
             ]
             self.stage.metrics.entities(self.stage.name, self.partition, self.store)
+
+    def peek(self, batch: Batch) -> list[int]:
+        """Fill this entity's features of each transaction as if it came next; change nothing.
+
+        Returns the places of those whose id was used before.
+        """
+        if self.store is None:
+            return []
+        used, others = [], batch.keys[(self.stage.index + 1) % len(batch.keys)]
+        for i, key in enumerate(batch.keys[self.stage.index]):
+            features = self.store.peek(
+                key,
+                time_ms=int(batch.times_ms[i]),
+                amount=float(batch.amounts[i]),
+                transaction_id=batch.ids[i],
+                other=others[i],
+            )
+            if features is None:
+                used.append(i)
+            else:
+                batch.rows[i, self.columns] = features
+        return used
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
         """Nothing is due by the clock."""
@@ -256,6 +281,9 @@ class EntityTask:
                 places, keys, values, ats, batch.traces, strict=True
             )
         ]
+        for i in [i for i, name in enumerate(batch.ids) if name in stage.awaited]:
+            told = (values[i], decided.words.get(i))
+            effects.told.append(partial(stage.awaited[batch.ids[i]], *told))
         for i, alert in stage.scorer.alerts(batch, decided, source):
             headers = codec.headers_of("alert", ats[i], ats[i], batch.traces[i])
             effects.first.append(self._alert(alert, headers))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from app.errors import Refused
 from app.kafka import Reader, reach, read
+from app.letters import escaped, printable, settled_of
 from app.records import Alert, Drift, LabelOutcome, Position, Record, Score
 from app.topics import Topics
 
@@ -104,20 +105,6 @@ class DeadLetter:
         return cls(at.offset, where, stage, reason, key, size, record.timestamp_ms)
 
 
-def escaped(raw: bytes) -> str:
-    r"""Bytes as text that changes no terminal: what does not print is escaped.
-
-    >>> escaped(b'{"a": "\x1b[31m\xff"}')
-    '{"a": "\\x1b[31m\\xff"}'
-    """
-    return printable(raw.decode("utf-8", "backslashreplace"))
-
-
-def printable(text: str) -> str:
-    """The text with what does not print escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def told_time(time_ms: int) -> str:
     """A time as people read it, UTC.
 
@@ -130,6 +117,10 @@ def told_time(time_ms: int) -> str:
 def text_of(kind: str, at: Position, record: Record) -> Text:
     """A record in a line or two; what cannot be read says so."""
     if kind == "dead-letters":
+        settled = settled_of(record)
+        if settled is not None:
+            offset, state, by = settled
+            return Text(f"{told_time(record.timestamp_ms)}  {offset:>6} {state} by {by}", "dim")
         return _dead_letter(DeadLetter.of(at, record))
     try:
         value = msgspec.json.decode(record.value or b"", type=KINDS[kind])
@@ -147,6 +138,10 @@ def text_of(kind: str, at: Position, record: Record) -> Text:
 def json_of(kind: str, at: Position, record: Record) -> bytes:
     """A record as one line of JSON: its value, or what a dead letter says of itself."""
     if kind == "dead-letters":
+        settled = settled_of(record)
+        if settled is not None:
+            names = ("settles", "state", "by")
+            return msgspec.json.encode(dict(zip(names, settled, strict=True)))
         return msgspec.json.encode(DeadLetter.of(at, record))
     return record.value or b"null"
 

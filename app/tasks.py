@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from app.records import Partition, Record, Send
 
@@ -40,6 +40,8 @@ class Effects:
     first: list[Send] = field(default_factory=list)
     outputs: list[Send] = field(default_factory=list)
     state: list[Send] = field(default_factory=list)
+    #: Called once all of that is durable: somebody waits to hear of it.
+    told: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def parts(self) -> tuple[list[Send], list[Send], list[Send]]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
     IllegalGenerationError,
@@ -36,6 +35,7 @@ from faust.types import TP
 from app.errors import Fenced, Undelivered
 from app.flow import Flow, Lease
 from app.kafka import client_settings, reach, read
+from app.peers import assignor, url_of
 from app.records import Partition
 from app.tasks import Committed
 from app.topics import DEAD_LETTER_BYTES
@@ -104,7 +104,7 @@ class Consumer(FaustConsumer):
             **client_settings(settings.kafka),
             group_id=self.app.conf.id,
             # Range: partition p of every topic goes to one member, if the counts are equal.
-            partition_assignment_strategy=[RangePartitionAssignor],
+            partition_assignment_strategy=[assignor(url_of(self.flow.settings))],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=session,

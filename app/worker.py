@@ -12,6 +12,7 @@ from faust.app.base import BootStrategy
 from yarl import URL
 
 from app.alerting import AlertStage
+from app.api.service import web_of
 from app.audit import AuditStage, configured
 from app.core.entity import warm_up_store
 from app.core.features import FeaturePlan
@@ -20,11 +21,11 @@ from app.flow import Flow
 from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
-from app.stages import EntityStage, entity_of, scorer_of
+from app.stages import EntityStage, scorer_of
 from app.topics import Topics, partitions_of
 from app.transport import Restorer, consumer_of
 from app.watch import Watcher
-from app.web import readiness, serve
+from app.web import readiness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -140,15 +141,7 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
         broker_request_timeout=settings.kafka.request_timeout / 1_000.0,
         topic_allow_declare=False,
         topic_disable_leader=True,
-        web_enabled=worker.web_port > 0,
-        web_bind=worker.web_host,
-        web_host=worker.web_host,
-        web_port=worker.web_port or 6_066,  # Faust knows no 0: then there is no server
-        web_router_enabled=False,
-        web_tables_enabled=False,
-        web_graph_enabled=False,
-        web_stats_enabled=False,
-        web_metrics_enabled=False,
+        web_enabled=False,  # ours is another: app.api
         worker_redirect_stdouts=False,
     )
     app.flow = flow
@@ -168,10 +161,7 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
         Watcher(flow, Topics.of(settings), champion, followed, lambda: consumer_of(app).fetched())
     )
     metrics.reasons = lambda: readiness(flow, is_model_loaded)
-    serve(
-        app,
-        flow,
-        is_model_loaded,
-        lambda kind, name: entity_of(flow.tasks.values(), kind, name),
-    )
+    if worker.web_port:
+        scorer = scorer_of(settings, plan, champion)
+        app.beside += web_of(settings, flow, scorer, follower, metrics.reasons)
     return app

@@ -43,6 +43,7 @@ SERVICE = {
         "ports": {"type": "array", "items": {"type": "string"}},
         "expose": {"type": "array", "items": {"type": "string"}},
         "volumes": {"type": "array", "items": {"type": "string"}},
+        "secrets": {"type": "array", "items": {"type": "string"}},
         "tmpfs": {"type": "array", "items": {"type": "string"}},
         "cap_drop": {"type": "array", "items": {"type": "string"}},
         "security_opt": {"type": "array", "items": {"type": "string"}},
@@ -84,6 +85,15 @@ SCHEMA = {
         "name": {"type": "string"},
         "services": {"type": "object", "additionalProperties": SERVICE},
         "volumes": {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
+        "secrets": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["environment"],
+                "additionalProperties": False,
+                "properties": {"environment": {"type": "string"}},
+            },
+        },
     },
 }
 
@@ -153,12 +163,17 @@ def test_commands_are_commands_of_weir(service):
         command = below[word]
 
 
+#: What is asked of whoever starts it, where any text will not do.
+OUR_OWN = {"WEIR_ACCESS__TOKENS": '[{"name":"me","role":"read","hash":"scrypt$2$8$1$a$b"}]'}
+
+
 @pytest.mark.parametrize("service", OURS)
 def test_environment_names_settings_that_exist(service, monkeypatch):
     """Each variable is read: the settings that come of it hold its value."""
     for name, value in settings_of(service).items():
         default = re.fullmatch(r"\$\{\w+(?::-(.*)|:\?.*)\}", value)
-        monkeypatch.setenv(name, value if default is None else default[1] or "a key of our own")
+        told = value if default is None else default[1] or OUR_OWN.get(name, "a key of our own")
+        monkeypatch.setenv(name, told)
     settings = load().model_dump()
     for name in settings_of(service):
         *tables, key = name.removeprefix("WEIR_").lower().split("__")

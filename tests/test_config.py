@@ -37,7 +37,7 @@ def told(tmp_path: Path, text: str) -> Settings:
 FEATURE = '[[features]]\nkind = "window"\nentity = "card_id"\n'
 # what the file says | words of the message
 WRONG: list[tuple[str, tuple[str, ...]]] = [
-    ("colour = 1", ("colour is 1", "not permitted", "expected one of: entity, evaluation, fea")),
+    ("colour = 1", ("colour is 1", "not permitted", "expected one of: access, entity, evalua")),
     ("[kafka]\nbootstrp = 'x'", ('kafka.bootstrp is "x"', "not permitted", "one of: bootstrap")),
     ("[kafka]\nsecurity_protocol = 'TLS'", ('kafka.security_protocol is "TLS"', "'SASL_SSL'")),
     ("[kafka]\nsession_timeout = '30'", ('kafka.session_timeout is "30"', "a duration such as")),

@@ -8,6 +8,7 @@ import pytest
 from app import codec, tail
 from app.config import load
 from app.errors import Malformed
+from app.letters import escaped
 from app.records import (
     Alert,
     Drift,
@@ -20,7 +21,7 @@ from app.records import (
     Source,
 )
 from app.synth import Item
-from app.tail import DeadLetter, escaped, json_of, text_of, topic_of
+from app.tail import DeadLetter, json_of, text_of, topic_of
 from app.tally import Tally, figures, line, view
 
 AT = Position("alerts", 1, 42)

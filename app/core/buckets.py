@@ -343,6 +343,24 @@ class BucketPool:
             self.width_ms,
         )
 
+    def alone(self, line: int) -> Buckets:
+        """A copy of one line's buckets, as line 1 of a pool with room for one more."""
+        held = self._table[line] >= 0
+        which = self._table[line][held]
+        table = np.full((2, self.places), -1, np.int32)
+        table[1, held] = np.arange(len(which))
+        return Buckets(
+            table,
+            np.concatenate([self._longs[which], np.zeros((1, self._longs.shape[1]), np.int64)]),
+            np.concatenate([self._reals[which], np.zeros((1, self._reals.shape[1]))]),
+            np.concatenate(
+                [self._sketches[which], np.zeros((1, self._sketches.shape[1]), np.uint8)]
+            ),
+            np.array([len(which)]),
+            np.array([1], np.int64),
+            self.width_ms,
+        )
+
     def claim(self) -> int:
         """Return a line for an entity that has none."""
         if not self._lines:

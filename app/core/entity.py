@@ -339,6 +339,62 @@ class EntityStore:
                 self._captured = self.changes()
         return out, status
 
+    def peek(
+        self, key: str, *, time_ms: int, amount: float, transaction_id: str, other: str
+    ) -> NDArray[np.float64] | None:
+        """What ``apply`` would say of this transaction if it came next, shape (plan,).
+
+        None: its id was used before. The store stays as it is: the fold runs on a copy of the
+        entity's own slots and buckets. One that lies on the disk comes back into memory, as it
+        is. Cost: 0.1 ms.
+        """
+        self._recall(key)
+        self._settle()
+        row = self.rows.get(key)
+        blocks = np.full(self._table.shape[1], -1, np.int32) if row is None else self._table[row]
+        held = blocks[blocks >= 0]
+        table = np.full((1, len(blocks)), -1, np.int32)
+        table[0, blocks >= 0] = np.arange(len(held))
+        count = 0 if row is None else int(self._counts[row])
+        line = 0 if row is None else int(self._lines[row])
+        if self.buckets_max and count >= self.history_max:
+            line = line or -1  # it would have one by then
+        out, status = np.zeros((1, len(self.plan))), np.zeros(1, np.int8)
+        one = np.zeros(1, np.int64)
+        fold(
+            one,
+            np.array([time_ms]),
+            np.array([amount]),
+            np.array([hash_id(transaction_id)], np.uint64),
+            np.array([hash_id(other)], np.uint64),
+            one,
+            one,
+            np.array([count]),
+            np.full((1, self.upstreams), -1, np.int64),
+            np.full(self.upstreams, -1, np.int64),
+            np.zeros(1, np.int64),
+            np.zeros(1, np.int64),
+            table,
+            _with_room(self._times, held),
+            _with_room(self._amounts, held),
+            _with_room(self._ids, held),
+            _with_room(self._others, held),
+            _with_room(self._labels, held),
+            _with_room(self._revisions, held),
+            _with_room(self._sequences, held),
+            np.array([len(held)]),
+            1,
+            self.history_max,
+            np.array([1 if line else 0], np.int32),
+            *self._buckets.alone(max(line, 0)),
+            *self.plan.arrays,
+            status,
+            np.zeros(1, np.int64),
+            np.zeros((1, self.upstreams), np.int64),
+            out,
+        )
+        return out[0] if status[0] == APPLIED else None
+
     def mark(
         self,
         key: str,
@@ -803,3 +859,8 @@ class EntityStore:
         self._last_ms[row], self._lines[row] = np.iinfo(np.int64).min, 0
         self._unsaid[row] = 0
         self._free_rows.append(row)
+
+
+def _with_room(column: NDArray[Any], blocks: NDArray[Any]) -> NDArray[Any]:
+    """Some blocks of a column, copied, and one more that is empty."""
+    return np.concatenate([column[blocks], np.zeros_like(column[:1])])

@@ -252,6 +252,22 @@ class Join:
             waiting.has_label = True  # since it came
             self.on_label(waited.label, waited.at, effects)
 
+    def find(self, transaction_id: str) -> Waiting | None:
+        """What is known of a scored transaction; None: nothing, or it was forgotten."""
+        return self._known.get(transaction_id)
+
+    def expects(self, transaction_id: str, *, is_fraud: bool) -> Outcome:
+        """What a label would lead to if it came next; the learner has the last word."""
+        waiting = self._known.get(transaction_id)
+        if waiting is None:
+            return "early"
+        known = False if waiting.is_matured and waiting.is_fraud is None else waiting.is_fraud
+        if known is None:
+            return "learn"
+        if known is not is_fraud:
+            return "corrected"
+        return "expired" if waiting.is_matured else "duplicate"
+
     def on_label(self, label: Label, at: Position, effects: JoinEffects) -> None:
         """Let a label meet its transaction, or wait for it."""
         waiting = self._known.get(label.transaction_id)
