@@ -20,6 +20,7 @@ import orjson
 
 from app.core.buckets import BucketValue
 from app.core.entity import SlotValue
+from app.core.fallback import STAMPS
 from app.core.pending import Label
 from app.core.repeats import Shown
 from app.core.scoring import Batch, segment_of
@@ -513,11 +514,16 @@ class ScoreWriter:
                 "propensity": _numbers(decided.propensity),
                 "raw": _numbers(decided.raw),
                 "segments": dict(zip(self._segments, map(_texts, batch.segments), strict=True)),
+                "fallback": [_STAMPS[code] for code in decided.fallback.tolist()],
                 "schema_version": SCHEMA_VERSION,
             },
             columns,
         )
         return [value % row for row in zip(*columns, strict=True)]
+
+
+#: As JSON has them.
+_STAMPS: Final = [encode(stamp) for stamp in STAMPS]
 
 
 def _template(fields: Mapping[str, Any], columns: list[list[bytes]]) -> bytes:

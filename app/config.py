@@ -277,13 +277,18 @@ class ModelSettings(Table):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
-class RuleSettings(Table):
-    """What is asked of a part of the traffic; see ``core.policy.Rule``."""
+class PartSettings(Table):
+    """A part of the traffic; see ``core.policy.Rule``."""
 
     name: Name
     segments: dict[str, frozenset[str]] = Field(default_factory=dict)  # segment: some values
     amount_min: float | None = None
     amount_max: float | None = None  # not included
+
+
+class RuleSettings(PartSettings):
+    """What is asked of a part of the traffic."""
+
     threshold: float | None = Field(default=None, ge=0.0, le=1.0)  # 0: always; not told: never
 
 
@@ -309,6 +314,26 @@ class PolicySettings(Table):
     allow: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those never alerted
     block: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those always alerted
     reasons_max: int = Field(default=5, ge=0, le=50)
+
+
+class FallbackSettings(PartSettings):
+    """The score of a part of the traffic where the model gives none."""
+
+    score: float = Field(ge=0.0, le=1.0)
+
+
+class LatencySettings(Table):
+    """What is promised of scores, and what stands in; off until something of it is set."""
+
+    budget: SomeTime | None = None  # from publishing to deciding; older ones need a quick model
+    slow_us: Finite = Field(default=100.0, ge=0.0)  # CPU a record: from here on it is not quick
+    stale_after: SomeTime | None = None  # that a model has not learnt what there is
+    rules: tuple[FallbackSettings, ...] = ()  # of several that cover a transaction the first
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a fallback is declared."""
+        return self.budget is not None or self.stale_after is not None or bool(self.rules)
 
 
 class JoinSettings(Table):
@@ -440,6 +465,7 @@ class Settings(BaseSettings):
     topics: TopicSettings = TopicSettings()
     model: ModelSettings = ModelSettings()
     policy: PolicySettings = PolicySettings()
+    latency: LatencySettings = LatencySettings()
     join: JoinSettings = JoinSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -512,27 +538,29 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _snapshots_come_before_stale(self) -> Self:
+        stale, interval = self.latency.stale_after, self.learner.snapshot_interval
+        if stale is not None and stale <= interval:
+            expected = f"expected more than learner.snapshot_interval, {interval} ms"
+            raise ValueError(f"latency.stale_after is {stale} ms; {expected}")
+        return self
+
+    @model_validator(mode="after")
     def _policy_names_what_is_declared(self) -> Self:
         transaction = self.transaction
         for table, lists in (("allow", self.policy.allow), ("block", self.policy.block)):
             for entity in sorted(set(lists) - set(transaction.entities)):
                 msg = f"policy.{table} names {shown(entity)}; expected one of transaction.entities"
                 raise ValueError(msg)
-        bounds = [(rule.amount_min, rule.amount_max) for rule in self.policy.rules]
-        asks_amount = self.policy.kind == "cost" or any(b != (None, None) for b in bounds)
-        if asks_amount and not transaction.amount:
+        parts = [*self.policy.rules, *self.latency.rules]
+        asks_amount = any((part.amount_min, part.amount_max) != (None, None) for part in parts)
+        if (self.policy.kind == "cost" or asks_amount) and not transaction.amount:
             what = 'policy.kind "cost" and rules with amounts need'
             msg = f"{what} transaction.amount; expected the name of a field"
             raise ValueError(msg)
-        for at, (low, high) in enumerate(bounds):
-            if low is not None and high is not None and low >= high:
-                msg = f"policy.rules[{at}].amount_max is {high:g}; expected more than amount_min"
-                raise ValueError(msg)
-        for at, rule in enumerate(self.policy.rules):
-            for segment in sorted(set(rule.segments) - set(transaction.segments)):
-                expected = "expected one of transaction.segments"
-                msg = f"policy.rules[{at}].segments names {shown(segment)}; {expected}"
-                raise ValueError(msg)
+        for table, rules in (("policy", self.policy.rules), ("latency", self.latency.rules)):
+            for at, rule in enumerate(rules):
+                _part(f"{table}.rules[{at}]", rule, transaction.segments)
         repeats = self.policy.repeats
         if repeats is not None and repeats.entity not in transaction.entities:
             expected = "expected one of transaction.entities"
@@ -551,6 +579,16 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _part(where: str, part: PartSettings, segments: tuple[str, ...]) -> None:
+    low, high = part.amount_min, part.amount_max
+    if low is not None and high is not None and low >= high:
+        msg = f"{where}.amount_max is {high:g}; expected more than amount_min"
+        raise ValueError(msg)
+    for segment in sorted(set(part.segments) - set(segments)):
+        msg = f"{where}.segments names {shown(segment)}; expected one of transaction.segments"
+        raise ValueError(msg)
 
 
 def _unknown(at: int, key: str, value: str, known: Any) -> None:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCo
 
 from app import __version__
 from app.collectors import BatchHistogram, Pulled
+from app.core.fallback import MODEL, STAMPS
 from app.core.pending import MATURITY
 from app.quality import BY_SEGMENT, QUALITY, Quality
 from app.records import Drift, Example, LabelOutcome
@@ -189,6 +190,16 @@ class Metrics:
         self._suppressed = self._counter(
             group, "weir_alerts_suppressed", "Alerts held back: one of the same entity was shown."
         )
+        self._fallback = self._counter(
+            group, "weir_fallback_scores", "Scores that are not simply the model's.", "reason"
+        )
+        for stamp in STAMPS[1:]:
+            self._fallback.labels(stamp)
+        self._model_age = self._gauge(
+            group,
+            "weir_model_age_seconds",
+            "How long the model in use has not learnt what there is.",
+        )
         self._budget = self._gauge(
             group, "weir_alert_budget_per_day", "Alerts a day that people have time for."
         )
@@ -309,6 +320,12 @@ class Metrics:
         self._alerts.inc(n_alerts)
         self.scores.observe(scores)
         self.latency.observe(latency_ms / 1_000.0)
+
+    def told_by(self, fallback: NDArray[np.int8], unlearnt_ms: int) -> None:
+        """Count whose scores they were; tell how old the model is."""
+        self._model_age.set(unlearnt_ms / 1_000.0)
+        for code in np.unique(fallback[fallback != MODEL]).tolist():
+            self._fallback.labels(STAMPS[code]).inc(int((fallback == code).sum()))
 
     def suppressed(self) -> None:
         """Count an alert that is held back."""

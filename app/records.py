@@ -14,6 +14,8 @@ import msgspec
 SCHEMA_VERSION = 1
 
 LabelSource = str
+#: Why a score is not simply the model's (``core.fallback``); "": it is.
+Fallback = Literal["", "late", "no_model", "stale", "failed"]
 Outcome = Literal["learn", "duplicate", "early", "unknown", "expired", "corrected", "rejected"]
 
 #: Statistics of an entity's recent transactions; what each is stands in ``core.windows``.
@@ -151,6 +153,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     propensity: float = 0.0  # probability that the policy shows it to a person
     raw: float = 0.0  # the model's own score: before calibration and what stands in for it
     segments: dict[str, str] = {}  # values of the declared segments; "": missing
+    fallback: Fallback = ""
     schema_version: int = SCHEMA_VERSION
 
     def whole(self) -> Score:
@@ -173,6 +176,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     links: dict[str, str] = {}  # entity: path of its recent history, on a worker's web server
     repeats: int = 0  # alerts of the same entity that were held back before this one
     segments: dict[str, str] = {}  # values of the declared segments; "": missing
+    fallback: Fallback = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -195,6 +199,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     propensity: float = 0.0  # probability that the policy showed it to a person
     raw: float = 0.0  # the model's own score: before calibration and what stands in for it
     segments: dict[str, str] = {}  # values of the declared segments; "": missing
+    fallback: Fallback = ""
     schema_version: int = SCHEMA_VERSION
 
 

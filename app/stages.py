@@ -8,16 +8,20 @@ applied before is passed over in silence: its outputs were acknowledged before i
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import numpy as np
+import structlog
 
 from app import codec
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
 from app.core.entity import EXPECTED_MAX, EntityStore
+from app.core.fallback import FAILED, MODEL, STALE, FallbackChain, Moment
+from app.core.pending import SUMMARY_SCORES
 from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
 from app.core.windows import DUPLICATE
@@ -32,9 +36,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from app.config import Settings
+    from app.config import LatencySettings, PartSettings, Settings
     from app.core.features import FeaturePlan
-    from app.core.scoring import Batch, Champion
+    from app.core.scoring import Batch, Champion, Decisions
     from app.metrics import Metrics
     from app.records import Alert, Headers, Record
     from app.tasks import Task
@@ -44,6 +48,37 @@ if TYPE_CHECKING:
 HOPS_BYTES: Final = 262_144
 #: Headers of a dead letter: position, reason, the record's own.
 _HEADERS_BYTES: Final = 65_536
+#: 64 records: in fewer what a call costs by itself outweighs what a record does.
+_MEASURED: Final = 64
+#: An eighth: one batch that the machine disturbed makes no model slow.
+_NEWS: Final = 0.125
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Pace:
+    """How long a scorer takes, and for how long it has learnt nothing."""
+
+    #: So many scores anywhere make a summary in some partition, which the learner learns.
+    n_learnable: int
+    cost_us: float = 0.0
+    cpu_ns: Callable[[], int] = time.thread_time_ns
+
+    def decide(self, scorer: Scorer, batch: Batch, now_ms: int) -> Decisions:
+        """Decide a batch now; measure it where only the model was asked, and often enough."""
+        champion = scorer.champion
+        champion.given(len(batch), now_ms, self.n_learnable)
+        began_ns = self.cpu_ns()
+        moment = Moment(now_ms, self.cost_us, champion.unlearnt_ms(now_ms))
+        decided = scorer.decide(batch, moment)
+        by_model = (decided.fallback == MODEL) | (decided.fallback == STALE)
+        if len(batch) >= _MEASURED and by_model.all():
+            cost_us = (self.cpu_ns() - began_ns) / (1_000.0 * len(batch))
+            self.cost_us += (cost_us - self.cost_us) * (_NEWS if self.cost_us else 1.0)
+        if (decided.fallback == FAILED).any():
+            log.error("model_failed", position=decided.model.position, error=decided.failure)
+        return decided
 
 
 @dataclass
@@ -60,6 +95,7 @@ class EntityStage:
     awaited: dict[str, Callable[[bytes, str | None], None]] = field(default_factory=dict)
     name: str = field(init=False)
     topics: tuple[str, ...] = field(init=False)
+    pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
         """Find the place of this stage in the flow."""
@@ -69,6 +105,7 @@ class EntityStage:
         self.is_last = self.index == max(len(entities) - 1, 0)
         self.source = self.topics_by_role.stage_input(entities, self.index)
         feedback = [self.topics_by_role.feedback[self.entity].name] if self.entity else []
+        self.pace = Pace(SUMMARY_SCORES * self.topics_by_role.scores.partitions)
         self.name = self.entity or "score"
         self.topics = (self.source.name, *feedback)
         segments, schema = self.settings.transaction.segments, self.plan.schema
@@ -264,7 +301,7 @@ class EntityTask:
 
     def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
         stage, topics = self.stage, self.stage.topics_by_role
-        decided = stage.scorer.decide(batch)
+        decided = stage.pace.decide(stage.scorer, batch, now_ms)
         keys = [transaction_id.encode() for transaction_id in batch.ids]
         places = partitions_of(keys, topics.scores.partitions)
         name, source = topics.scores.name, topics.transactions.name
@@ -288,6 +325,7 @@ class EntityTask:
             headers = codec.headers_of("alert", ats[i], ats[i], batch.traces[i])
             effects.first.append(self._alert(alert, headers))
         stage.metrics.scored(decided.scores, decided.alerts, now_ms - batch.published_ms)
+        stage.metrics.told_by(decided.fallback, stage.scorer.champion.unlearnt_ms(now_ms))
 
     def _alert(self, alert: Alert, headers: Headers) -> Send:
         """Bring an alert to a person, or to the stage that holds back repeats."""
@@ -329,20 +367,29 @@ def scorer_of(settings: Settings, plan: FeaturePlan, champion: Champion) -> Scor
         review_cost=told.review_cost,
         recovery=told.recovery,
         explore=told.explore,
-        rules=[
-            Rule(
-                rule.name,
-                rule.segments,
-                -math.inf if rule.amount_min is None else rule.amount_min,
-                math.inf if rule.amount_max is None else rule.amount_max,
-                rule.threshold,
-            )
-            for rule in told.rules
-        ],
+        rules=[_rule(rule, rule.threshold) for rule in told.rules],
         allow=told.allow,
         block=told.block,
     )
-    return Scorer(of.entities, of.segments, plan, champion, policy, told.reasons_max)
+    chain = _fallback(settings.latency)
+    return Scorer(of.entities, of.segments, plan, champion, policy, told.reasons_max, chain)
+
+
+def _fallback(told: LatencySettings) -> FallbackChain | None:
+    if not told.is_set:
+        return None
+    rules = [(_rule(rule), rule.score) for rule in told.rules]
+    return FallbackChain(told.budget, told.slow_us, told.stale_after, rules)
+
+
+def _rule(told: PartSettings, threshold: float | None = None) -> Rule:
+    return Rule(
+        told.name,
+        told.segments,
+        -math.inf if told.amount_min is None else told.amount_min,
+        math.inf if told.amount_max is None else told.amount_max,
+        threshold,
+    )
 
 
 class Refusing(Protocol):

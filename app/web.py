@@ -29,8 +29,13 @@ def health(flow: Flow) -> Reasons:
     return reasons
 
 
-def readiness(flow: Flow, is_model_loaded: Callable[[], bool]) -> Reasons:
-    """Why this process does not score yet; empty: it does."""
+def readiness(
+    flow: Flow, is_model_loaded: Callable[[], bool], unlearnt_ms: Callable[[], int] = lambda: 0
+) -> Reasons:
+    """Why this process does not score yet, or not with a model worth it; empty: it does.
+
+    ``unlearnt_ms``: for how long its model has not learnt what there is.
+    """
     reasons = {**health(flow), **flow.concerns}
     if not flow.is_assigned:
         reasons["assignment"] = "the group has given no partitions yet"
@@ -38,4 +43,7 @@ def readiness(flow: Flow, is_model_loaded: Callable[[], bool]) -> Reasons:
         reasons["state"] = "state is being restored"
     if not is_model_loaded():
         reasons["model"] = "the newest snapshot is not loaded yet"
+    stale_ms, since_ms = flow.settings.latency.stale_after, unlearnt_ms()
+    if stale_ms is not None and since_ms > stale_ms:
+        reasons["stale"] = f"the model has learnt nothing for {since_ms / 1_000:.0f} s"
     return reasons

@@ -160,7 +160,9 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     app.beside.append(
         Watcher(flow, Topics.of(settings), champion, followed, lambda: consumer_of(app).fetched())
     )
-    metrics.reasons = lambda: readiness(flow, is_model_loaded)
+    metrics.reasons = lambda: readiness(
+        flow, is_model_loaded, lambda: champion.unlearnt_ms(flow.now_ms())
+    )
     if worker.web_port:
         scorer = scorer_of(settings, plan, champion)
         app.beside += web_of(settings, flow, scorer, follower, metrics.reasons)

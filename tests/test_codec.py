@@ -17,6 +17,7 @@ from app import codec, stages
 from app.config import Settings, load
 from app.core.buckets import BucketValue
 from app.core.entity import EntityStore, SlotValue
+from app.core.fallback import STAMPS
 from app.core.features import FeaturePlan
 from app.core.scoring import Batch, Decisions
 from app.core.windows import WindowPlan
@@ -672,7 +673,7 @@ def test_scores_written_in_columns_are_those_written_one_by_one(names, seed):
     told = [Reason("50% off", None, 0.1, "so it is"), Reason("b", 2.0, -1.0, '"')]
     decided = Decisions(
         rng.random(n), rng.random(n), rng.random(n) < 0.5, rng.random(n), {n - 1: told}, {},
-        ModelVersion("a%b", 7, "d"),
+        ModelVersion("a%b", 7, "d"), rng.integers(0, 5, n).astype(np.int8),
     )  # fmt: skip
     writer = codec.ScoreWriter(("card", "shop %s"), ("se%gment",), "schema", "topic")
     expected = [
@@ -691,6 +692,7 @@ def test_scores_written_in_columns_are_those_written_one_by_one(names, seed):
             propensity=float(decided.propensity[i]),
             raw=float(decided.raw[i]),
             segments={"se%gment": names[i]},
+            fallback=STAMPS[decided.fallback[i]],
         )
         for i in range(n)
     ]

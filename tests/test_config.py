@@ -68,6 +68,24 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("[policy]\nalerts_per_day = inf", ("policy.alerts_per_day is inf", "finite")),
     ("[policy.repeats]\nentity = 'shop'", ('policy.repeats.entity is "shop"', "entities")),
     ("[transaction]\nsegments = ['channel']", ('segments names "channel"', "categories")),
+    ("[latency]\nbudget = '50'", ('latency.budget is "50"', "a duration such as")),
+    ("[latency]\nbudget = '0ms'", ("latency.budget", "longer than nothing")),
+    ("[latency]\nslow_us = -1", ("latency.slow_us is -1", "greater than or equal to 0")),
+    ("[latency]\nstale_after = '5s'", ("latency.stale_after is 5000", "snapshot_interval, 30000")),
+    ("[[latency.rules]]\nname = 'a'", ("latency.rules.0.score", "required")),
+    ("[[latency.rules]]\nname = 'a'\nscore = 2", ("latency.rules.0.score is 2", "less than or")),
+    (
+        "[[latency.rules]]\nname = 'a'\nscore = 1\namount_min = 5\namount_max = 5",
+        ("latency.rules[0].amount_max is 5", "more than amount_min"),
+    ),
+    (
+        "profile = 'stream'\n[[latency.rules]]\nname = 'a'\nscore = 1\namount_min = 5",
+        ("transaction.amount", "the name of a field"),
+    ),
+    (
+        "[[latency.rules]]\nname = 'a'\nscore = 1\nsegments = {channel = ['web']}",
+        ('latency.rules[0].segments names "channel"', "transaction.segments"),
+    ),
     ("[topics]\npartitions = 0", ("topics.partitions is 0", "greater than or equal to 1")),
     ("[topics]\nscores = 'my scores'", ('topics.scores is "my scores"', "pattern")),
     ("[topics]\nscores = 'transactions'", ('"transactions"', "topics.scores", "of its own")),
@@ -307,3 +325,5 @@ def test_policy_page_shows_what_works(tmp_path):
     assert ["abroad-online", "small-change"] == [rule.name for rule in settings.policy.rules]
     assert settings.policy.repeats is not None
     assert frozenset({"analyst"}) == settings.learner.investigators.sources
+    latency = told(tmp_path, page.split("```toml\n")[2].split("```")[0]).latency
+    assert (50, 600_000, 0.9) == (latency.budget, latency.stale_after, latency.rules[0].score)

@@ -7,8 +7,9 @@ import pytest
 from app.config import load
 from app.errors import Fenced
 from app.records import Partition, Send
-from app.stages import entity_of
+from app.stages import EntityStage, entity_of
 from app.testing import Driver, Killed, Log, Stalled
+from app.web import readiness
 
 T1 = {
     "transaction_id": "t1",
@@ -22,7 +23,8 @@ L1 = {"transaction_id": "t1", "is_fraud": True, "event_time": "2026-01-08T09:00:
 
 def settings(**tables):
     """Two partitions and the smallest model."""
-    return load(profile="card", model={"name": "logistic"}, topics={"partitions": 2}, **tables)
+    small = {"model": {"name": "logistic"}, "topics": {"partitions": 2}}
+    return load(profile="card", **{**small, **tables})
 
 
 class Breaking(Driver):
@@ -185,3 +187,122 @@ def test_driver_does_the_same_twice():
         return {at: log.records for at, log in driver.logs.items() if at.topic != "models"}
 
     assert logs() == logs()
+
+
+def payments(driver, first, n):
+    """Publish n transactions, of 10 and 500 by turns."""
+    for i in range(first, first + n):
+        amount = 500.0 if i % 2 else 10.0
+        driver.publish("transactions", {**T1, "transaction_id": f"t{i}", "amount": amount})
+
+
+def told_by(driver, first, last=10**6):
+    """(stamp, score) of the transactions from the first to the last."""
+    scores = [s for s in driver.read("scores") if first <= int(s.transaction_id[1:]) <= last]
+    return {(score.fallback, score.score) for score in scores}
+
+
+def reading(driver, name, **labels):
+    """What a metric of the only worker stands at."""
+    registry = driver.processes["worker-0"].flow.metrics.registry
+    return registry.get_sample_value(name, labels)
+
+
+RULES = [
+    {"name": "large", "amount_min": 100.0, "score": 0.75},
+    {"name": "rest", "score": 0.125},
+]
+
+
+def test_late_batch_is_told_by_rules_where_the_model_is_slow():
+    """Stamped on scores and alerts, counted; in time again, the model decides again."""
+    driver = Driver(settings(latency={"budget": "50ms", "slow_us": 0, "rules": RULES}))
+    payments(driver, 0, 300)
+    driver.publish("labels", {**L1, "transaction_id": "t1"})
+    driver.run()
+    assert {"no_model"} == {stamp for stamp, _ in told_by(driver, 0)}, "nothing was learnt before"
+    payments(driver, 300, 4)
+    driver.advance(51)
+    driver.run()
+    assert {("late", 0.75), ("late", 0.125)} == told_by(driver, 300)
+    assert 4 == reading(driver, "weir_fallback_scores_total", reason="late")
+    late = [alert for alert in driver.read("alerts") if alert.fallback == "late"]
+    assert {"t301", "t303"} == {alert.transaction_id for alert in late}
+    assert "too slow" in late[0].policy
+    payments(driver, 304, 2)
+    driver.advance(50)
+    driver.run()
+    assert {""} == {stamp for stamp, _ in told_by(driver, 304)}
+    driver.publish("labels", {**L1, "transaction_id": "t301"})
+    driver.run()
+    (example,) = [e for e in driver.read("examples") if getattr(e, "fallback", "") == "late"]
+    (score,) = [s for s in driver.read("scores") if s.transaction_id == "t301"]
+    assert score.features == example.features
+
+
+@pytest.mark.parametrize(("n", "expected"), [(63, ""), (64, "late")])
+def test_cost_is_measured_where_a_batch_is_large_enough(n, expected):
+    """What a call costs by itself makes no model slow."""
+    driver = Driver(settings(topics={"partitions": 1}, latency={"budget": "50ms", "rules": RULES}))
+    stage = driver.processes["worker-0"].flow.stages[1]
+    assert isinstance(stage, EntityStage)
+    ticks = iter(range(0, 10**9, n * 100_000))  # a batch of n takes 100 us a record
+    stage.pace.cpu_ns = lambda: next(ticks)
+    driver.publish("transactions", T1)
+    driver.publish("labels", L1)
+    driver.run()
+    payments(driver, 2, n)
+    driver.run()
+    payments(driver, 200, 4)
+    driver.advance(51)
+    driver.run()
+    assert {expected} == {stamp for stamp, _ in told_by(driver, 200)}
+
+
+def test_model_that_no_longer_learns_is_stale():
+    """While its learner is away the last model decides, and says so; then no longer."""
+    driver = Driver(settings(
+        topics={"partitions": 1}, learner={"in_worker": False, "snapshot_interval": "1s"},
+        latency={"stale_after": "1m", "rules": RULES},
+    ))  # fmt: skip
+    driver.publish("transactions", T1)
+    driver.publish("labels", L1)
+    driver.run()
+    driver.advance(1_000)
+    driver.step(driver.processes["learner-0"])
+    driver.kill(driver.processes["learner-0"])
+    champion = driver.processes["worker-0"].champion
+    payments(driver, 2, 255)
+    driver.run()
+    driver.advance(3_600_000)
+    assert 0 == champion.unlearnt_ms(driver.now_ms), "there may be nothing to learn"
+    payments(driver, 300, 1)
+    driver.run()
+    driver.advance(60_001)
+    payments(driver, 301, 1)
+    driver.run()
+    assert {""} == {stamp for stamp, _ in told_by(driver, 2, 300)}
+    assert {"stale"} == {stamp for stamp, _ in told_by(driver, 301)}
+    assert 60.001 == reading(driver, "weir_model_age_seconds")
+    flow = driver.processes["worker-0"].flow
+    stale = readiness(flow, lambda: True, lambda: champion.unlearnt_ms(driver.now_ms))
+    assert "the model has learnt nothing for 60 s" == stale["stale"]
+    driver.start("learner-0", "learner", "weir-learner-0")
+    driver.run()
+    driver.advance(1_000)
+    driver.step(driver.processes["learner-0"])
+    payments(driver, 400, 1)
+    driver.run()
+    assert {""} == {stamp for stamp, _ in told_by(driver, 400)}
+
+
+def test_quick_model_decides_what_is_late():
+    """A fallback would be no quicker: lateness alone stamps nothing."""
+    driver = Driver(settings(latency={"budget": "50ms", "slow_us": 1e9, "rules": RULES}))
+    driver.publish("transactions", T1)
+    driver.publish("labels", L1)
+    driver.run()
+    payments(driver, 2, 200)
+    driver.advance(60_000)
+    driver.run()
+    assert {""} == {stamp for stamp, _ in told_by(driver, 2)}

@@ -18,6 +18,7 @@ from app.catalogue import default_of, markdown
 from app.collectors import BatchHistogram
 from app.config import Settings, load
 from app.core.evaluation import Evaluation, mean_of
+from app.core.fallback import LATE, MODEL
 from app.core.features import FeaturePlan
 from app.errors import Malformed
 from app.flow import Flow
@@ -72,6 +73,7 @@ def metrics():
     made = Metrics()
     scores = np.array([0.1, 0.7])
     made.scored(scores, scores >= 0.5, np.array([5, 70_000]))
+    made.told_by(np.array([MODEL, LATE], np.int8), 90_000)
     made.consumed("card_id", 3)
     made.dead_letter("transactions", Malformed("amount", "x", "a number"))
     made.lag("transactions", 3, 17)
@@ -112,6 +114,9 @@ def test_figures_arrive_where_they_belong(metrics):
     read = metrics.registry.get_sample_value
     assert 2 == read("weir_transactions_scored_total")
     assert 1 == read("weir_alerts_total")
+    assert 1 == read("weir_fallback_scores_total", {"reason": "late"})
+    assert 0 == read("weir_fallback_scores_total", {"reason": "failed"})
+    assert 90.0 == read("weir_model_age_seconds")
     assert 2 == read("weir_score_count")
     assert 1 == read("weir_score_latency_seconds_bucket", {"le": "0.005"})
     assert 1 == read("weir_score_latency_seconds_bucket", {"le": "60"})
@@ -178,6 +183,7 @@ def test_what_is_declared_is_what_is_served(metrics):
 OF_ONE = {
     "transaction.number_max", "transaction.record_bytes_max", "transaction.ahead_max",
     "worker.batch_max", "access.body_max", "policy.reasons_max", "policy.rules.amount_max",
+    "latency.rules.amount_max",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ alerts alone (Dal Pozzolo et al., Credit Card Fraud Detection, IEEE TNNLS 29(8),
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,13 +27,15 @@ class Lesson(NamedTuple):
     row: bytes  # the features, packed: float64, NaN where one is missing
     is_fraud: bool
     weight: float
-    raw: float  # what the model said of it when it was scored
+    raw: float  # what the model said of it when it was scored; NaN: it was not heard
 
     @classmethod
     def of(cls, example: Example) -> Lesson:
         """What an example teaches."""
         row = np.array(example.features, np.float64).tobytes()
-        return cls(row, example.is_fraud, example.weight, example.raw)
+        is_heard = example.fallback in ("", "stale")
+        raw = example.raw if is_heard else math.nan
+        return cls(row, example.is_fraud, example.weight, raw)
 
 
 @dataclass

@@ -265,7 +265,9 @@ class Learner:
             if model is self.model:
                 self.encoding.update(rows, is_fraud, weights)
                 if self.calibrates:
-                    self.calibration.update(np.array(said), is_fraud, weights)
+                    raw = np.array(said)
+                    heard = ~np.isnan(raw)
+                    self.calibration.update(raw[heard], is_fraud[heard], weights[heard])
 
     def _drift(self, change: Change) -> Drift:
         return Drift(

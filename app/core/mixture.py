@@ -13,11 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from app.core.calibration import Calibration
 from app.core.encoding import Encoding
+from app.core.novelty import PRIOR
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from app.core.models import Model
@@ -60,9 +62,15 @@ class Mixture:
             scores = (1.0 - self.share) * scores
             scores += self.share * self.investigators.score_many(encoded)
         if self.novelty is not None and self.trust < 1.0:
-            unlike = self.novelty.score_many(self.encoding.without(rows))
+            unlike = self.unlikeness(rows)
             scores = self.trust * scores + (1.0 - self.trust) * unlike
         return scores, raw
+
+    def unlikeness(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores of rows, shape (n, d), that need no labels; ``PRIOR`` where nothing is known."""
+        if self.novelty is None:
+            return np.full(len(rows), PRIOR)
+        return self.novelty.score_many(self.encoding.without(rows))
 
     def contributions(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """What each feature adds to the margin, shape (n, d + 1), mixed as the scores are.

@@ -7,6 +7,7 @@ the examples log; so it, too, is a function of that log.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 #: Log-odds of 1 %: what a fraud team expects before it knows anything.
 PRIOR_MARGIN = -4.6
+#: The score of what nothing is known of.
+PRIOR = 1.0 / (1.0 + math.exp(-PRIOR_MARGIN))
 #: Five deviations: beyond, unlike is unlike.
 _SQUARE_MAX = 25.0
 #: Squared deviations of four on average, which few legitimate rows have, come to even odds.

@@ -470,6 +470,7 @@ def example_of(
         propensity=score.propensity,
         raw=score.raw,
         segments=score.segments,
+        fallback=score.fallback,
     )
 
 

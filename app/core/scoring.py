@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import numpy as np
 
+from app.core.fallback import MODEL, STALE, STAMPS, WORDS, Given
 from app.core.policy import NOTHING, reasons
 from app.core.windows import APPLIED
 from app.records import Alert, ModelVersion, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from app.core.entity import EntityStore
+    from app.core.fallback import FallbackChain, Moment
     from app.core.features import FeaturePlan
     from app.core.learner import Learner
     from app.core.mixture import Mixture
@@ -147,6 +149,8 @@ class Champion:
     mixture: Mixture
     version: ModelVersion
     scores: ScoreMap | None = None
+    n_given: int = 0  # scores since it last learnt
+    unlearnt_since_ms: int | None = None  # since when there is something that it has not learnt
 
     @classmethod
     def of(cls, learner: Learner) -> Champion:
@@ -155,12 +159,25 @@ class Champion:
 
     def for_scoring(self) -> Champion:
         """What gives the same scores elsewhere (``Model.for_scoring``)."""
-        return replace(self, mixture=self.mixture.for_scoring())
+        return Champion(self.mixture.for_scoring(), self.version, self.scores)
+
+    def given(self, n: int, now_ms: int, n_learnable: int) -> None:
+        """Note that n scores are given; ``n_learnable`` of them always give something to learn."""
+        self.n_given += n
+        if self.n_given >= n_learnable and self.unlearnt_since_ms is None:
+            self.unlearnt_since_ms = now_ms
+
+    def unlearnt_ms(self, now_ms: int) -> int:
+        """For how long it has not learnt what there is; 0 where there may be nothing."""
+        since = self.unlearnt_since_ms
+        return 0 if since is None else max(now_ms - since, 0)
 
     def follow(self, learner: Learner | Champion) -> bool:
         """Adopt what a learner has learnt; return whether it was newer."""
         if learner.version.position < self.version.position:
             return False
+        if learner.version.position > self.version.position:
+            self.n_given, self.unlearnt_since_ms = 0, None
         self.mixture, self.version = learner.mixture, learner.version
         self.scores = learner.scores
         return True
@@ -176,7 +193,8 @@ class Champion:
 class Decisions:
     """What was decided of a batch: scores, the model's own, alerts, propensities, shape (n,).
 
-    ``reasons`` and ``words`` are those of the alerts, by their place in the batch.
+    ``reasons`` and ``words`` are those of the alerts, by their place in the batch. ``fallback``
+    says whose scores they are (``fallback.STAMPS``); ``failure`` what the model raised.
     """
 
     scores: NDArray[np.float64]
@@ -186,13 +204,16 @@ class Decisions:
     reasons: dict[int, list[Reason]]
     words: dict[int, str]
     model: ModelVersion
+    fallback: NDArray[np.int8]
+    failure: str = ""
 
 
 @dataclass(frozen=True)
 class Scorer:
     """The last step of the flow: what a configuration makes of a batch with all its features.
 
-    ``entities``, ``segments`` and ``plan`` name the columns of a batch.
+    ``entities``, ``segments`` and ``plan`` name the columns of a batch. Without a ``fallback`` a
+    model that fails raises, and no score is anybody else's.
     """
 
     entities: tuple[str, ...]
@@ -201,32 +222,48 @@ class Scorer:
     champion: Champion
     policy: Policy
     reasons_max: int
+    fallback: FallbackChain | None = None
 
-    def decide(self, batch: Batch) -> Decisions:
-        """Score a batch, apply the policy, explain what becomes an alert."""
+    def decide(self, batch: Batch, moment: Moment | None = None) -> Decisions:
+        """Score a batch, apply the policy, explain what becomes an alert.
+
+        ``moment``: where there is one, a fallback may stand in.
+        """
         champion, policy = self.champion, self.policy
         mixture = champion.mixture
-        scores, raw = mixture.score_many(batch.rows)
-        line = champion.line(policy)
         keys = dict(zip(self.entities, batch.keys, strict=True))
         segments = dict(zip(self.segments, batch.segments, strict=True))
+        scores, raw, why, failure = self._given(batch, segments, moment)
+        line = champion.line(policy)
         verdicts = policy.assess(scores, batch.amounts, keys, batch.ids, line, segments)
         at = np.flatnonzero(verdicts.fired != NOTHING)
-        told: dict[int, list[Reason]] = {}
-        if len(at) and self.reasons_max:
-            rows = mixture.encoding.apply(batch.rows[at])
-            told = {
-                int(i): reasons(self.plan.names, row, share, self.reasons_max)
-                for i, row, share in zip(
-                    at, rows, mixture.contributions(batch.rows[at]), strict=True
-                )
-            }
-        words = {int(i): policy.words(int(verdicts.fired[i]), line) for i in at}
+        is_told = (why == MODEL) | (why == STALE)
+        told = self._reasons(batch, at[is_told[at]])
+        words = {int(i): policy.words(int(verdicts.fired[i]), line) + WORDS[why[i]] for i in at}
         if mixture.trust < 1.0:
             cold = f"; {1.0 - mixture.trust:.0%} of the score is unlikeness, told without labels"
-            words = {i: text + cold for i, text in words.items()}
-        alerts, propensity = verdicts.alerts, verdicts.propensity
-        return Decisions(scores, raw, alerts, propensity, told, words, champion.version)
+            words = {i: text + (cold if is_told[i] else "") for i, text in words.items()}
+        alerts, propensity, version = verdicts.alerts, verdicts.propensity, champion.version
+        return Decisions(scores, raw, alerts, propensity, told, words, version, why, failure)
+
+    def _given(
+        self, batch: Batch, segments: Mapping[str, Sequence[str]], moment: Moment | None
+    ) -> Given:
+        mixture, chain = self.champion.mixture, self.fallback
+        if chain is None or moment is None:
+            return Given(*mixture.score_many(batch.rows), np.full(len(batch), MODEL, np.int8))
+        ages_ms = moment.now_ms - batch.published_ms
+        why = chain.why(ages_ms, moment, self.champion.version.position)
+        return chain.give(mixture, batch.rows, batch.amounts, segments, why)
+
+    def _reasons(self, batch: Batch, at: NDArray[np.int64]) -> dict[int, list[Reason]]:
+        """Why the model finds transactions suspicious, by their place in the batch."""
+        if not len(at) or not self.reasons_max:
+            return {}
+        mixture, rows = self.champion.mixture, batch.rows[at]
+        shares = zip(mixture.encoding.apply(rows), mixture.contributions(rows), strict=True)
+        names, most = self.plan.names, self.reasons_max
+        return {int(i): reasons(names, *told, most) for i, told in zip(at, shares, strict=True)}
 
     def alerts(self, batch: Batch, decided: Decisions, topic: str) -> Iterator[tuple[int, Alert]]:
         """What is brought to people, by its place in the batch; ``topic``: of the transactions."""
@@ -246,6 +283,7 @@ class Scorer:
                 source=Source(topic, *position, int(batch.published_ms[i])),
                 segments=dict(zip(self.segments, segments, strict=True)),
                 links={kind: _path(kind, name) for kind, name in entities.items()},
+                fallback=STAMPS[decided.fallback[i]],
             )
             yield i, alert
 
