@@ -6,7 +6,7 @@ import pytest
 
 from app.config import load
 from app.errors import Fenced
-from app.records import Partition, Send
+from app.records import Partition, Send, Summary
 from app.stages import EntityStage, entity_of
 from app.testing import Driver, Killed, Log, Stalled
 from app.web import readiness
@@ -294,6 +294,28 @@ def test_model_that_no_longer_learns_is_stale():
     payments(driver, 400, 1)
     driver.run()
     assert {""} == {stamp for stamp, _ in told_by(driver, 400)}
+
+
+def test_worker_is_bounded_while_its_learner_is_away():
+    """What waits has bounds, by the metrics too; what is to be learnt lies in the log."""
+    driver = Driver(settings(
+        topics={"partitions": 1}, learner={"in_worker": False},
+        join={"pending_max": 64, "early_max": 16},
+    ), learners=0)  # fmt: skip
+    for first in range(0, 1_024, 128):
+        payments(driver, first, 128)
+        driver.publish("labels", {**L1, "transaction_id": f"t{first}"})
+        for i in range(20):
+            driver.publish("labels", {**L1, "transaction_id": f"x{first + i}"})
+        driver.run()
+        assert reading(driver, "weir_pending", partition="0") <= 64
+        assert reading(driver, "weir_labels_early", partition="0") <= 16
+    assert 1_024 - 64 == reading(driver, "weir_pending_overflowed", partition="0")
+    assert 1_024 // 256 == len([e for e in driver.read("examples") if isinstance(e, Summary)])
+    driver.advance(60_000)
+    payments(driver, 2_000, 1)
+    driver.run()
+    assert 60.0 == reading(driver, "weir_model_age_seconds")
 
 
 def test_quick_model_decides_what_is_late():

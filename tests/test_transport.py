@@ -1,9 +1,10 @@
 """The loop between fetching and committing: its one order, its lease, and what it stands on."""
 
+import asyncio
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import aiokafka
 import faust
@@ -11,12 +12,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.structs import TopicPartition
 from faust.app.base import App, BootStrategy
 from faust.tables.manager import TableManager
 from faust.transport import base
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.drivers import aiokafka as driver
 
+from app import transport
 from app.config import Settings, load
 from app.errors import Fenced, Undelivered
 from app.flow import Flow, Lease
@@ -24,6 +27,7 @@ from app.kafka import Sender
 from app.metrics import Metrics
 from app.records import Partition, Record, Send
 from app.tasks import Committed, Effects, Range
+from app.worker import make_app
 
 # ---- The tripwire.
 
@@ -314,6 +318,72 @@ async def test_nothing_is_committed_while_a_batch_is_under_way(clock):
     assert ({}, False) == (flow.due(), flow.is_whole)
     await flow.deliver(second)
     assert {IN: Committed(7, "note 7")} == flow.due()
+
+
+class StalledSender(FakeSender):
+    """Keeps what is delivered, once the broker has acknowledged it; it takes until ``acked``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acked = asyncio.Event()
+
+    async def deliver(self, sends: Iterable[Send]) -> None:
+        """Wait for the broker."""
+        await self.acked.wait()
+        await super().deliver(sends)
+
+
+class EndlessClient:
+    """A consumer that always has another batch."""
+
+    def __init__(self) -> None:
+        self.n_fetched = 0
+
+    async def getmany(
+        self, *tps: TopicPartition, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[Record]]:
+        """One record a time."""
+        self.n_fetched += 1
+        return {TopicPartition(*IN): [Record(self.n_fetched, b"k", b"v", 0)]}
+
+
+class Running:
+    """A fetcher that nobody has stopped."""
+
+    should_stop = False
+
+
+async def settled(turns: int = 200) -> None:
+    """Let everything happen that waits for nothing but its turn."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def test_slow_broker_slows_the_reading_down(clock, monkeypatch):
+    """Two batches are in memory: one that is being delivered, one behind it; no third is read."""
+    monkeypatch.setattr(transport, "read", lambda record: record)
+    sender, client = StalledSender(), EndlessClient()
+    app = make_app(SETTINGS)
+    app.flow = flow = flow_of(sender)
+    monkeypatch.setattr(flow, "is_due", lambda: False)
+    consumer = cast("Any", app.consumer)
+    consumer.client = client
+    consumer.resume_flow()
+    loop = asyncio.create_task(consumer._drain(Running()))
+    await settled()
+    assert (2, []) == (client.n_fetched, sender.delivered)
+    sender.acked.set()
+    await settled()
+    assert client.n_fetched > 10
+    assert len(sender.delivered) >= 3 * (client.n_fetched - 2)
+    sender.acked.clear()
+    await settled()
+    n_fetched = client.n_fetched
+    await settled()
+    assert n_fetched == client.n_fetched, "it stands again"
+    sender.acked.set()
+    Running.should_stop = True
+    await asyncio.wait_for(loop, 5.0)
 
 
 async def test_expired_lease_is_noticed_before_anything_is_written(clock):
