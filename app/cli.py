@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,7 +100,19 @@ def _run(role: Any, config: Path | None, profile: str | None, *, once: bool) -> 
     _run_once(role, settings)
 
 
+def keep_kernels(data_dir: Path, code: Path = Path(__file__).parent) -> None:
+    """See to it that compiled kernels are kept where weir may write; before numba is imported.
+
+    Numba keeps them beside the code, or in the user's cache; where a container has neither, it
+    would not start. Whoever sets NUMBA_CACHE_DIR has decided.
+    """
+    if not os.access(code, os.W_OK):
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir.absolute() / "numba"))
+
+
 def _run_once(role: Any, settings: Settings) -> None:
+    keep_kernels(settings.worker.data_dir)
+
     import faust
     import structlog
 

@@ -96,7 +96,7 @@ def warm_up(settings: Settings) -> None:
     """
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     for _, windows in plan.windows.values():
-        warm_up_store(windows)
+        warm_up_store(windows, has_disk=settings.entity.disk is not None)
     partitions_of([b"a"], 1)
     learner, row = new_learner(settings, plan), np.zeros((1, len(plan.names)))
     told = learner.investigators

@@ -35,6 +35,26 @@ class Cold(Protocol):
         """Forget a key."""
 
 
+class Box:
+    """A ``Cold`` in memory, for what is thrown away."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._held: dict[str, bytes] = {}
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """What was put last for each key."""
+        return [self._held.get(key) for key in keys]
+
+    def put_many(self, items: Iterable[tuple[str, bytes]]) -> None:
+        """Keep a value for each key."""
+        self._held.update(items)
+
+    def drop(self, key: str) -> None:
+        """Forget a key."""
+        self._held.pop(key, None)
+
+
 @nb.njit(cache=True, nogil=True)
 def freeze(
     rows: NDArray[np.int64],

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue, absorb, doubled
-from app.core.cold import freeze, length, n_blocks, release, thaw
+from app.core.cold import Box, freeze, length, n_blocks, release, thaw
 from app.core.hashing import hash_id, hash_many
 from app.core.windows import APPLIED, BLOCK, fold, n_leaving
 
@@ -135,8 +135,11 @@ class _Applied(NamedTuple):
         )
 
 
-def warm_up_store(plan: WindowPlan) -> None:
-    """Compile all that a store calls, those of a ring that overflows and of its restore too."""
+def warm_up_store(plan: WindowPlan, *, has_disk: bool = False) -> None:
+    """Compile all that a store calls, those of a ring that overflows and of its restore too.
+
+    ``has_disk``: what entities call that go to a disk and come back, as well.
+    """
     n = 2 * BLOCK
     first, second = (
         EntityStore(plan, history_max=BLOCK, buckets_max=1, bucket_ms=1) for _ in range(2)
@@ -152,6 +155,11 @@ def warm_up_store(plan: WindowPlan) -> None:
     )
     second.restore(row for row in first.changes() if isinstance(row[1], SlotValue))
     second.buckets("a")
+    third = EntityStore(plan, entities_max=1, buckets_max=1, cold=Box() if has_disk else None)
+    for i, key in enumerate(["a", "b", "a"]):
+        one = np.full(1, i, np.int64)
+        third.apply([key], times_ms=one, amounts=np.zeros(1), ids=[str(i)], others=["c"],
+                    upstreams=np.zeros(1, np.int64), offsets=one)  # fmt: skip
 
 
 @dataclass

@@ -259,7 +259,8 @@ class Learner:
             if not lessons:
                 continue
             packed, labels, weighed, said = zip(*lessons, strict=True)
-            rows = np.frombuffer(b"".join(packed), np.float64).reshape(len(lessons), -1)
+            # Writable, as rows are elsewhere: of what is not, kernels would be compiled again.
+            rows = np.frombuffer(bytearray().join(packed), np.float64).reshape(len(lessons), -1)
             is_fraud, weights = np.array(labels, np.bool_), np.array(weighed, np.float64)
             model.learn_many(self.encoding.apply(rows), is_fraud, weights)
             if model is self.model:
