@@ -230,7 +230,7 @@ class EntitySettings(Table):
     history_max: int = Field(default=256, ge=8, le=4_096)  # transactions an entity, exact
     bucket: SomeTime = 86_400_000  # event time in which what is older is summed up
     buckets_max: int = Field(default=128, ge=0, le=4_096)  # an entity; 0: what is older is lost
-    entities_max: int = Field(default=1_000_000, ge=16)  # entities a partition; oldest leave
+    entities_max: int = Field(default=1_000_000, ge=1)  # entities a partition; oldest leave
     disk: Path | None = None  # a folder where they go then; None: they are forgotten
     disk_cache_bytes: int = Field(default=67_108_864, ge=1_048_576)  # in memory, for each stage
 

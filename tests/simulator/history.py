@@ -70,6 +70,12 @@ def _disk() -> str:
     return folder
 
 
+def _entities_max(shape: Shape) -> int:
+    if shape.has_disk:
+        return 3  # most of a partition's entities are on disk at any time
+    return 16 if shape.is_crowded else 1_000
+
+
 @lru_cache(maxsize=64)
 def settings_of(shape: Shape) -> Settings:
     """Everything small, so that every bound is met: minutes for weeks, rings of 16."""
@@ -96,7 +102,7 @@ def settings_of(shape: Shape) -> Settings:
             "topics": {"partitions": shape.partitions},
             "entity": {
                 "history_max": 16,
-                "entities_max": 16 if shape.is_crowded or shape.has_disk else 1_000,
+                "entities_max": _entities_max(shape),
                 "disk": _disk() if shape.has_disk else None,
                 "disk_cache_bytes": 1_048_576,
                 "bucket": "7m",  # no window ends between two
@@ -127,8 +133,10 @@ def settings_of(shape: Shape) -> Settings:
 
 def history_of(rng: random.Random, shape: Shape, n: int = 50) -> list[Input]:
     """Draw transactions and their labels: late, early, duplicated, corrected, unknown, broken."""
-    if shape.is_crowded or shape.has_disk:
+    if shape.is_crowded:
         n_cards, n_terminals = 40, 40
+    elif shape.has_disk:
+        n_cards, n_terminals = 16, 16
     elif shape.is_busy:
         n, n_cards, n_terminals = 2 * n, rng.randint(1, 2), 1
     else:
