@@ -81,9 +81,12 @@ def settled_of(record: Record) -> tuple[int, LetterState, str | None] | None:
 
 
 def settles(topics: Topics, offset: int, state: LetterState, by: str) -> Send:
-    """The record that says what was done about a dead letter."""
+    """The record that says what was done about a dead letter.
+
+    Its key is the offset: a record without key and value is none that a client sends.
+    """
     headers = ((_SETTLES, str(offset).encode()), (_STATE, state.encode()), (_BY, by.encode()))
-    return Send(topics.dead_letters.name, 0, None, None, headers)
+    return Send(topics.dead_letters.name, 0, str(offset).encode(), None, headers)
 
 
 class Repair:

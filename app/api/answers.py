@@ -278,10 +278,11 @@ class IntervalView(msgspec.Struct, frozen=True):
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """Scores of about the same height: their mean, and the share of frauds among them."""
+    """Scores of about the same height: their mean, the share of frauds among them, how many."""
 
     mean_score: float
     share_fraud: float
+    n: float
 
 
 class FeatureMean(msgspec.Struct, frozen=True):

@@ -39,7 +39,7 @@ _PAGE: Final = "/console/"
 _POLICY: Final = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     b"font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    b"frame-ancestors 'none'"
+    b"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 _SECURE: Final = (
     (b"content-security-policy", _POLICY),

@@ -108,9 +108,9 @@ def _changes(
 
 
 def _note(model: ModelVersion, scored_by: ModelVersion | None, *, is_searched: bool) -> str:
-    words = "each feature's share in the model's margin; positive raises suspicion"
+    words = "Shares are in the log-odds of the score; what is positive raises suspicion."
     if scored_by is not None and scored_by != model:
-        words += f"; told by the model of now ({model.position}), not by that which scored it"
+        words += f" They are told by the model of now ({model.position}), not by that which scored."
     if not is_searched:
-        return f"{words}. No feature is declared actionable ([explain] actionable): not searched"
-    return f"{words}. Changes: found by search, one feature at a time, the others as they were"
+        return f"{words} Nothing was searched: no feature is declared under [explain.actionable]."
+    return f"{words} Changes were searched one feature at a time, the others as they were."

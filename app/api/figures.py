@@ -180,7 +180,7 @@ def models(desk: Desk) -> Models:
     ]
     of = learner.evaluation if learner else None
     decisions = of.settled.decisions if of else None
-    curve = of.seen.ranking.reliability() if of else None
+    alike = of.seen.ranking.alike() if of else ()
     return Models(
         champion=champion,
         versions=versions,
@@ -190,8 +190,8 @@ def models(desk: Desk) -> Models:
             "alert_recall": _wilson(decisions.caught, decisions.frauds) if decisions else None,
         },
         reliability=[
-            Bin(float(x), float(y)) for x, y in zip(*curve, strict=True)
-        ] if curve else [],
+            Bin(*(float(one) for one in group)) for group in zip(*alike, strict=True)
+        ],
         features=_features(desk),
         settings={"model": desk.settings.model.model_dump(mode="json")},
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import heapq
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, cast
@@ -77,6 +78,18 @@ def alerts(board: Board, wanted: Wanted, limit: int, before: Place | None) -> Al
     return Alerts(
         items=rest[:limit],
         next=rest[limit - 1].cursor if len(rest) > limit else None,
+        total=len(found),
+        held=len(board.alerts),
+        held_max=board.held_max,
+    )
+
+
+def riskiest(board: Board, wanted: Wanted, limit: int) -> Alerts:
+    """Alerts with the highest scores, of equal ones the newest first; there is no next page."""
+    found = [alert for alert in board.alerts.newest() if wanted.has(alert)]
+    return Alerts(
+        items=heapq.nlargest(limit, found, key=lambda alert: alert.score),
+        next=None,
         total=len(found),
         held=len(board.alerts),
         held_max=board.held_max,

@@ -133,14 +133,21 @@ def alerts(
     ] = None,
     since: Annotated[int | None, QueryParameter(description="Event time, epoch ms.")] = None,
     until: Annotated[int | None, QueryParameter(description="Event time, epoch ms.")] = None,
+    order: Annotated[
+        Literal["newest", "score"],
+        QueryParameter(description="`score`: the highest first, on one page."),
+    ] = "newest",
 ) -> say.Alerts:
-    """Alerts, newest first."""
+    """Alerts, newest first or the most suspicious first."""
     wanted = lists.Wanted(
         min_score=min_score, max_score=max_score, label=label,
         entity=tuple(entity.split(":", 1)) if entity else None,
         text=q or "", since_ms=since, until_ms=until,
     )  # fmt: skip
-    return lists.alerts(desk_of(request).boards.board, wanted, limit, place_of(cursor))
+    board = desk_of(request).boards.board
+    if order == "score":
+        return lists.riskiest(board, wanted, limit)
+    return lists.alerts(board, wanted, limit, place_of(cursor))
 
 
 def place_of(cursor: str | None) -> Place | None:

@@ -226,6 +226,18 @@ async def test_alerts_come_page_by_page_each_once(served):
     assert 0 == (await get(served, "/v1/alerts?entity=card_id:nobody")).json()["total"]
 
 
+async def test_the_riskiest_alerts_come_first_where_that_is_asked(served):
+    """The highest score first; a limit keeps the highest, and there is no next page."""
+    for one in range(9):
+        served.publish(transaction(f"t{one}", amount=5.0 + 40.0 * one))
+    every = (await get(served, "/v1/alerts")).json()["items"]
+    page = (await get(served, "/v1/alerts?order=score&limit=4")).json()
+    assert sorted((a["score"] for a in every), reverse=True)[:4] == [
+        a["score"] for a in page["items"]
+    ]
+    assert (9, None) == (page["total"], page["next"])
+
+
 async def test_a_label_changes_the_state_of_its_alert(served):
     """By whoever it was sent, and by what became of it."""
     served.publish(transaction("t1"))

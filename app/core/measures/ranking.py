@@ -128,9 +128,17 @@ class Ranking:
 
         Groups of fewer than ``least`` are left out.
         """
+        told, shares, _ = self.alike(least)
+        return Curve(told, shares)
+
+    def alike(self, least: float = 1.0) -> tuple[NDArray[np.float64], ...]:
+        """Mean score, share of frauds and number of each group, shape (m,), m <= 64.
+
+        Groups of fewer than ``least`` are left out.
+        """
         told, frauds, n = self._groups()
         some = n >= least
-        return Curve(told[some] / n[some], frauds[some] / n[some])
+        return told[some] / n[some], frauds[some] / n[some], n[some]
 
     def _groups(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         middles = 1.0 / (1.0 + np.exp(-((np.arange(BINS) + 0.5) * (2.0 * REACH / BINS) - REACH)))
