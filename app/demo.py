@@ -179,6 +179,7 @@ class _Demo:
             f" WEIR_TOPICS__PREFIX={prefix}" if prefix else ""
         )
         page = f"http://{HOST}:{self.settings.worker.web_port}"
+        err.print(f"open     [bold]{page}/[/]  the console, in a browser", highlight=False)
         err.print(f"broker   {kafka}", highlight=False)
         err.print(
             f"look at  {page}/metrics  {page}/healthz  {page}/readyz",
