@@ -29,6 +29,7 @@ from app.config import Settings, load
 from app.errors import WeirError
 from app.offline import offline
 from app.tending import tending
+from app.upkeep import upkeep
 
 cli = typer.Typer(
     name="weir",
@@ -40,6 +41,7 @@ cli = typer.Typer(
 cli.add_typer(commands)
 cli.add_typer(offline)
 cli.add_typer(tending)
+cli.add_typer(upkeep)
 
 
 @cli.command()

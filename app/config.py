@@ -23,7 +23,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
+    SerializationInfo,
     ValidationError,
     model_validator,
 )
@@ -64,7 +66,14 @@ def parse_duration(value: Any) -> int:
     return round(float(match[1]) * _UNITS_MS[match[2]])
 
 
-Duration = Annotated[int, BeforeValidator(parse_duration)]
+def _as_told(milliseconds: int, info: SerializationInfo) -> int | str:
+    """Milliseconds; where they are to be read again, with their unit: a number counts seconds."""
+    return f"{milliseconds}ms" if info.context == TO_READ else milliseconds
+
+
+#: Context of a dump that is to be read again: ``table.model_dump(context=TO_READ)``.
+TO_READ = "to be read again"
+Duration = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(_as_told)]
 
 
 def _some(milliseconds: int) -> int:
@@ -362,7 +371,9 @@ class LearnerSettings(Table):
     """The learner: a fold over the examples log."""
 
     in_worker: bool = True
-    corrections: Literal["ignore", "relearn"] = "ignore"
+    #: A label that contradicts one already learnt: counted only; learnt as well; or learnt in the
+    #: other's place, once `weir rebuild` is run.
+    corrections: Literal["ignore", "relearn", "rebuild"] = "ignore"
     learnt_max: int = Field(default=262_144, ge=16)  # ids remembered, so none teaches twice
     snapshot_every: int = Field(default=50_000, ge=1)  # examples
     snapshot_interval: Duration = 30_000
@@ -635,7 +646,7 @@ def load(path: Path | None = None, profile: str | None = None, **overrides: Any)
 
 def _overridden(table: Any, value: Any) -> Any:
     if isinstance(table, BaseModel) and isinstance(value, dict):
-        return type(table)(**{**table.model_dump(), **value})
+        return type(table)(**{**table.model_dump(context=TO_READ), **value})
     return value
 
 

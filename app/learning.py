@@ -16,7 +16,7 @@ from app import codec
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Terms
 from app.core.investigators import Investigators
-from app.core.learner import Learner
+from app.core.learner import Learner, LearnerEffects
 from app.core.measures.rows import DAY_MS
 from app.core.models import make_model
 from app.core.scoring import Champion
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from app.config import Settings
     from app.core.features import FeaturePlan
-    from app.core.learner import LearnerEffects
+    from app.core.learner import Trail
     from app.metrics import Metrics
     from app.records import Example, Record, Summary, Verdict
     from app.snapshots import About, Frozen
@@ -181,15 +181,16 @@ class LearnTask:
             name, _, turn = (record.key or b"").decode(errors="replace").rpartition("/")
             if name == CHAMPION and turn.isdecimal():
                 self._turn = int(turn) + 1
-        self._shelf.put(records, self.learner.version)
+        self._shelf.put(records)
 
     def start(self) -> Mapping[Partition, int]:
         """The examples after those that the snapshot holds, wherever the offsets stand."""
         found = self._shelf.open()
-        if isinstance(found, Learner) and found.position >= self.learner.position:
+        if isinstance(found, Learner) and found.age >= self.learner.age:
             self.learner = found
             self._kept_position, self._kept_learned = found.position, found.n_learned
         self._adopt()
+        self.stage.metrics.learned(self.learner, LearnerEffects())
         if self.learner.position >= 0:
             warn_of_other_settings(self.learner, self.stage.settings)
         return {self.inputs[0]: self.learner.position + 1}
@@ -237,7 +238,7 @@ class LearnTask:
         champion = Champion.of(self.learner).for_scoring()
         # Keys take turns, so that compaction keeps the last few of them.
         for name, state in ((f"scores/{turn}", champion), (f"{CHAMPION}/{turn}", self.learner)):
-            copy = frozen(state, self.learner.schema)
+            copy = frozen(state, self.learner)
             if self.stage.beside is not None:
                 self._sealing.append(self.stage.beside.submit(self._sealed, name, copy))
             else:
@@ -272,7 +273,14 @@ class LearnTask:
         yield from (Bound(name, *at, used, limit) for name, used, limit in held)
 
     def _adopt(self) -> None:
-        self.stage.champion.follow(self.learner)
+        champion, mine = self.stage.champion, self.learner
+        if champion.rebuilt > mine.rebuilt:
+            # What it lacks of the log has been read already: to go on from it is to start again.
+            raise Refused(
+                f"a model rebuilt from the examples before offset {champion.rebuilt + 1} was "
+                f"published, and this one was not made of it: starting again from there"
+            )
+        champion.follow(mine)
 
     def _tell(self, followed: LearnerEffects, effects: Effects) -> None:
         topics, out = self.stage.topics_by_role, effects.outputs
@@ -295,15 +303,19 @@ class Follower(Service):
         topics: Topics,
         plan: FeaturePlan,
         champion: Champion,
+        metrics: Metrics | None = None,
         **kwargs: Any,
     ) -> None:
         """Describe what to follow; nothing is connected yet."""
         super().__init__(**kwargs)
         self._settings, self._plan, self._champion = settings, plan, champion
+        self._metrics = metrics
         self._at = TopicPartition(topics.models.name, 0)
-        self._shelf = Shelf(settings, plan, (CHAMPION, LEARNER))
+        self._shelf = Shelf(settings, plan, (CHAMPION, LEARNER), self._compare)
+        self._newest: Trail | None = None
         self.caught_up = asyncio.Event()
         self.seen: Seen | None = None
+        self.contradiction = ""  # what two learners of this log do not agree in; empty: nothing
         self.taken = 0  # the next snapshot to be taken
 
     @property
@@ -323,7 +335,7 @@ class Follower(Service):
                 fetched = await consumer.getmany(self._at, timeout_ms=500)
                 records = [read(record) for record in fetched.get(self._at, ())]
                 # Beside the loop: what takes long there leaves the lock to others.
-                await asyncio.to_thread(self._shelf.put, records, self._champion.version)
+                await asyncio.to_thread(self._shelf.put, records, self._champion.age)
                 for record in records:
                     await self._show(record)
                 self.taken = await consumer.position(self._at)
@@ -346,18 +358,22 @@ class Follower(Service):
 
     def take(self, snapshots: Sequence[Record]) -> None:
         """Adopt the newest of some snapshots if it is newer than the model in use."""
-        self._shelf.put(snapshots, self._champion.version)
+        self._shelf.put(snapshots, self._champion.age)
         self._adopt(self._shelf.open())
 
     def _adopt(self, found: Learner | Champion | None) -> None:
-        if found is None:
-            return
-        held, version = self._champion.version, found.version
-        if version.position > held.position:
+        if found is not None and found.age > self._champion.age:
             self._champion.follow(found)
+            version = found.version
             log.info("model_adopted", position=version.position, digest=version.digest)
-        elif version.position == held.position and version.digest != held.digest:
-            # Two learners of one log must agree; if not, one of them did not learn that log.
-            log.error(
-                "models_differ", position=held.position, ours=held.digest, theirs=version.digest
-            )
+
+    def _compare(self, trail: Trail) -> None:
+        """Two learners of one log must agree; if not, one of them did not learn that log."""
+        told = "" if self._newest is None else trail.contradicts(self._newest)
+        if told:
+            self.contradiction = f"two learners differ: {told}; `weir replay --verify` says which"
+            log.error("models_differ", position=trail.age[1], why=self.contradiction)
+            if self._metrics is not None:
+                self._metrics.models_differ()
+        if self._newest is None or trail.age >= self._newest.age:
+            self._newest = trail

@@ -268,6 +268,9 @@ class Metrics:
         self._snapshot_time = self._gauge(
             group, "weir_snapshot_timestamp_seconds", "When the last snapshot was written."
         )
+        self._differ = self._counter(
+            group, "weir_models_differ", "Snapshots that contradict another of the same log."
+        )
         self._drifts = self._counter(group, "weir_drifts", "Changes announced.", "kind")
         for kind in _words(Drift, "kind"):
             self._drifts.labels(kind)
@@ -380,6 +383,10 @@ class Metrics:
         """Tell of a snapshot that is on its way."""
         self._snapshot_bytes.set(n_bytes)
         self._snapshot_time.set(now_ms / 1_000.0)
+
+    def models_differ(self) -> None:
+        """Count a snapshot that another learner's contradicts."""
+        self._differ.inc()
 
     def committed(self, now_ms: int) -> None:
         """Tell that offsets were committed."""

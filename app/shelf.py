@@ -2,8 +2,9 @@
 
 Each time two are written, each whole in itself: of the *learner*, from which it goes on, and of
 its *champion*, which is what gives scores, a tenth of that. Whoever follows a learner opens
-champions alone. Headers say what a record is of, so that most are passed over unread; they are
-hints: what counts is the head that is signed.
+champions alone. Headers say which of the two a record is of, so that the other is passed over
+unread; they are hints: what counts is the head that is signed. It also says what was learnt, in a
+few digests, so that two learners can be held against each other without opening either.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
-from app.core.learner import FORMAT, Learner
+from app.core.learner import FORMAT, Learner, Trail
 from app.core.scoring import Champion
 from app.errors import Refused
 from app.snapshots import About, Frozen, about, freeze, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from app.config import Settings
     from app.core.features import FeaturePlan
-    from app.records import Headers, ModelVersion, Record
+    from app.records import Headers, Record
 
 log = structlog.get_logger(__name__)
 
@@ -32,40 +33,49 @@ _KINDS: Final[dict[str, type[Learner | Champion]]] = {
     LEARNER: Learner,
     CHAMPION: Champion,
 }
-_KIND, _POSITION, _DIGEST = "weir-kind", "weir-position", "weir-digest"
+_KIND: Final = "weir-kind"
 
 
-def frozen(state: Learner | Champion, schema: str) -> Frozen:
-    """A copy of what a learner knows now, or of what gives scores now."""
+def frozen(state: Learner | Champion, learner: Learner) -> Frozen:
+    """A copy of what a learner knows now, or of what gives its scores now."""
     kind = LEARNER if isinstance(state, Learner) else CHAMPION
-    version = state.version
+    version, trail = learner.version, learner.trail
     said = About(
         kind=kind,
         format=FORMAT,
         position=version.position,
         digest=version.digest,
-        schema=schema,
+        rebuilt=learner.rebuilt,
+        schema=learner.schema,
+        told=trail.told,
+        milestones=trail.milestones,
     )
     return freeze(state, said)
 
 
 def sealed(learner: Learner, settings: Settings) -> bytes:
     """The snapshot of a learner."""
-    return frozen(learner, learner.schema).sealed(_key(settings))
+    return frozen(learner, learner).sealed(_key(settings))
 
 
 def hints(of: About) -> Headers:
-    """Headers for the record of a snapshot."""
+    """Headers for the record of a snapshot; but for the kind they are for people."""
     return (
         (_KIND, of.kind.encode()),
-        (_POSITION, str(of.position).encode()),
-        (_DIGEST, of.digest.encode()),
+        ("weir-position", str(of.position).encode()),
+        ("weir-digest", of.digest.encode()),
+        ("weir-rebuilt", str(of.rebuilt).encode()),
     )
 
 
 def is_of(record: Record, kind: str) -> bool:
     """Whether the headers of a snapshot say that it is of a kind; a hint."""
     return dict(record.headers).get(_KIND, b"") == kind.encode()
+
+
+def trail_of(said: About) -> Trail:
+    """What the learner of a snapshot learnt from."""
+    return Trail((said.rebuilt, said.position), said.told, said.milestones)
 
 
 def described(record: Record, settings: Settings, plan: FeaturePlan) -> About:
@@ -118,8 +128,8 @@ def newest(snapshots: Sequence[Record], settings: Settings, plan: FeaturePlan) -
 class _Found(NamedTuple):
     """A snapshot that verifies."""
 
-    position: int
-    turn: int  # of two at one position the later counts
+    age: tuple[int, int]  # as ``Learner.age``
+    turn: int  # of two of one age the later counts
     record: Record
 
 
@@ -129,18 +139,28 @@ class Shelf:
     As many as the learner keeps (``learner.snapshots_kept``) stay in memory until one opens.
     """
 
-    def __init__(self, settings: Settings, plan: FeaturePlan, kinds: Sequence[str]) -> None:
-        """Look for snapshots of these kinds, the first of which is the one wanted."""
+    def __init__(
+        self,
+        settings: Settings,
+        plan: FeaturePlan,
+        kinds: Sequence[str],
+        notice: Callable[[Trail], None] | None = None,
+    ) -> None:
+        """Look for snapshots of these kinds, the first of which is the one wanted.
+
+        ``notice`` is told what each of them was learnt from, old ones too.
+        """
         self._settings, self._plan, self._kinds = settings, plan, kinds
+        self._notice = notice
         self._found: list[_Found] = []
         self._turn = 0
         self.n_verified = 0
         self.refused = ""  # why the last one that was refused was, while none has opened since
 
-    def put(self, records: Iterable[Record], held: ModelVersion | None = None) -> None:
-        """Look at records; ``held``: the model in use, than which only newer ones count."""
+    def put(self, records: Iterable[Record], age: tuple[int, int] | None = None) -> None:
+        """Look at records; ``age``: of the model in use, than which only newer ones count."""
         for record in records:
-            if self._is_passed_over(record, held):
+            if self._is_passed_over(record):
                 continue
             self.n_verified += 1
             try:
@@ -149,21 +169,21 @@ class Shelf:
                 self._refuse(record, error)
                 continue
             if said.kind in self._kinds:
-                self._turn += 1
-                self._found.append(_Found(said.position, self._turn, record))
+                self._put(record, trail_of(said), age)
         self._found.sort(key=lambda one: one[:2], reverse=True)
         del self._found[self._settings.learner.snapshots_kept :]
 
-    def _is_passed_over(self, record: Record, held: ModelVersion | None) -> bool:
-        """Whether the headers say that a snapshot is none to be looked at."""
-        said = dict(record.headers)
-        kind, position = said.get(_KIND, b"").decode("utf-8", "replace"), said.get(_POSITION, b"")
-        if kind and kind != self._kinds[0]:
-            return True
-        if held is None or not position.isdigit():
-            return False
-        is_same = said.get(_DIGEST, b"") == held.digest.encode()
-        return int(position) < held.position or (int(position) == held.position and is_same)
+    def _put(self, record: Record, trail: Trail, age: tuple[int, int] | None) -> None:
+        if self._notice is not None:
+            self._notice(trail)
+        if age is None or trail.age > age:
+            self._turn += 1
+            self._found.append(_Found(trail.age, self._turn, record))
+
+    def _is_passed_over(self, record: Record) -> bool:
+        """Whether a key was let go, or the headers say that a snapshot is of another kind."""
+        kind = dict(record.headers).get(_KIND, b"").decode("utf-8", "replace")
+        return record.value is None or bool(kind and kind != self._kinds[0])
 
     def open(self) -> Learner | Champion | None:
         """The newest that opens; None where none does. The shelf is empty then."""

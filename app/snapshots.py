@@ -105,7 +105,10 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     format: int = 0
     position: int = -1
     digest: str = ""
+    rebuilt: int = -1  # as ``Learner.rebuilt``
     schema: str = ""  # of the features
+    told: dict[str, str] = {}  # as ``Learner.told``
+    milestones: dict[int, str] = {}  # as ``Trail.milestones``
 
 
 class _Head(msgspec.Struct, frozen=True):

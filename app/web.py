@@ -30,13 +30,18 @@ def health(flow: Flow) -> Reasons:
 
 
 def readiness(
-    flow: Flow, is_model_loaded: Callable[[], bool], unlearnt_ms: Callable[[], int] = lambda: 0
+    flow: Flow,
+    is_model_loaded: Callable[[], bool],
+    unlearnt_ms: Callable[[], int] = lambda: 0,
+    contradiction: str = "",
 ) -> Reasons:
-    """Why this process does not score yet, or not with a model worth it; empty: it does.
+    """Why this process does not score yet, or by a model that is in doubt; empty: all is well.
 
     ``unlearnt_ms``: for how long its model has not learnt what there is.
     """
     reasons = {**health(flow), **flow.concerns}
+    if contradiction:
+        reasons["models"] = contradiction
     if not flow.is_assigned:
         reasons["assignment"] = "the group has given no partitions yet"
     elif not flow.is_restored:

@@ -148,9 +148,9 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     for name in flow.topics:
         app.topics.add(app.topic(name, acks=False))
     flow.greetings.append(configured(settings, Topics.of(settings), role, flow.now_ms()))
-    follower = Follower(settings, Topics.of(settings), plan, champion)
+    follower = Follower(settings, Topics.of(settings), plan, champion, metrics)
+    app.beside.append(follower)
     if role == "worker":
-        app.beside.append(follower)
         flow.gates.append(follower.caught_up)
 
     def is_model_loaded() -> bool:
@@ -160,9 +160,11 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     app.beside.append(
         Watcher(flow, Topics.of(settings), champion, followed, lambda: consumer_of(app).fetched())
     )
-    metrics.reasons = lambda: readiness(
-        flow, is_model_loaded, lambda: champion.unlearnt_ms(flow.now_ms())
-    )
+
+    def unlearnt_ms() -> int:
+        return champion.unlearnt_ms(flow.now_ms())
+
+    metrics.reasons = lambda: readiness(flow, is_model_loaded, unlearnt_ms, follower.contradiction)
     if worker.web_port:
         scorer = scorer_of(settings, plan, champion)
         app.beside += web_of(settings, flow, scorer, follower, metrics.reasons)

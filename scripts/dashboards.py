@@ -150,6 +150,7 @@ QUALITY = [
         "short",
         {"learner": "weir_model_position", "in use by {{instance}}": "weir_model_used_position"},
     ),
+    Panel("Models that differ", "short", {"{{instance}}": "weir_models_differ_total"}),
     Panel("Last snapshot, age", "s", {"age": "time() - weir_snapshot_timestamp_seconds"}),
     Panel("Last snapshot, size", "bytes", {"size": "weir_snapshot_bytes"}),
 ]

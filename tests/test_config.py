@@ -92,7 +92,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("[topics]\nprefix = 'a/b'", ('topics.prefix is "a/b"', "pattern")),
     ("[worker]\nweb_port = 70000", ("worker.web_port is 70000", "65535")),
     ("[worker]\nlog_level = 'loud'", ('worker.log_level is "loud"', "'warning'")),
-    ("[learner]\ncorrections = 'rebuild'", ('learner.corrections is "rebuild"', "'relearn'")),
+    ("[learner]\ncorrections = 'forget'", ('learner.corrections is "forget"', "'rebuild'")),
     ("[learner]\ndrift_delta = 0", ("learner.drift_delta is 0", "greater than 0")),
     ("[entity]\nbucket = '0s'", ("entity.bucket", "longer than nothing")),
     ("[entity]\nbuckets_max = -1", ("entity.buckets_max is -1", "greater than or equal to 0")),
@@ -263,6 +263,13 @@ def test_overrides_win_and_are_checked():
     assert 1 == load(topics={"partitions": 1}).topics.partitions
     with pytest.raises(Misconfigured):
         load(topics={"partitions": 0})
+
+
+def test_overrides_leave_the_rest_of_their_table_as_it_was():
+    """Durations too, in tables within: a number that is read again would count seconds."""
+    plain, other = load(), load(learner={"snapshot_every": 7}, worker={"batch_max": 9})
+    assert plain.learner == other.learner.model_copy(update={"snapshot_every": 50_000})
+    assert plain.worker == other.worker.model_copy(update={"batch_max": 2_048})
 
 
 def test_figures_are_about_what_the_settings_say():

@@ -18,13 +18,24 @@ import pytest
 
 from app.config import load
 from app.core.features import FeaturePlan
-from app.core.learner import Learner
+from app.core.learner import Learner, Trail
 from app.core.models import make_model
 from app.core.scoring import Champion
 from app.errors import Refused
 from app.learning import new_learner
 from app.records import Record
-from app.shelf import CHAMPION, LEARNER, Shelf, frozen, hints, newest, open_learner, opened, sealed
+from app.shelf import (
+    CHAMPION,
+    LEARNER,
+    Shelf,
+    frozen,
+    hints,
+    newest,
+    open_learner,
+    opened,
+    sealed,
+    trail_of,
+)
 from app.snapshots import About, Frozen, about, freeze, seal, unseal
 from tests.core.examined import evaluated, plain, stream
 
@@ -228,7 +239,7 @@ def at(position: int, key: bytes = SECRET) -> bytes:
     """A snapshot of a learner at a position."""
     learner = new_learner(STREAM, PLAN)
     learner.position = position
-    return frozen(learner, learner.schema).sealed(key)
+    return frozen(learner, learner).sealed(key)
 
 
 def tells(kind: str = LEARNER, position: int = 99) -> About:
@@ -295,7 +306,7 @@ def test_champion_gives_the_same_scores_and_does_not_learn():
     """Bit for bit, reasons too; it is a part of the learner's bytes, and says that it is."""
     learner = taught()
     champion = Champion.of(learner)
-    kept = frozen(champion.for_scoring(), PLAN.schema).sealed(SECRET)
+    kept = frozen(champion.for_scoring(), learner).sealed(SECRET)
     found = opened(record(0, kept), STREAM, PLAN)
     assert isinstance(found, Champion)
     assert learner.version == found.version
@@ -319,17 +330,41 @@ def told(offset: int, position: int, kind: str = LEARNER, value: bytes | None = 
     return Record(offset, b"champion/0", at(position) if value is None else value, 0, hints(said))
 
 
-def test_headers_let_snapshots_be_passed_over_unread():
-    """Those of another kind, older than the model in use, or this very model."""
-    shelf = Shelf(STREAM, PLAN, (LEARNER,))
-    held = open_learner(record(0, at(7)), STREAM, PLAN).version
-    shelf.put([told(0, 3), told(1, 7), told(2, 99, CHAMPION)], held)
+def test_headers_let_snapshots_of_another_kind_be_passed_over_unread():
+    """Whoever follows opens nothing of a learner, though as much of it lies there."""
+    shelf = Shelf(STREAM, PLAN, (LEARNER, CHAMPION))
+    shelf.put([told(0, 99, CHAMPION), record(1, None)])
     assert 0 == shelf.n_verified
-    shelf.put([told(3, 8)], held)
+    shelf.put([told(2, 8)])
     assert 1 == shelf.n_verified
     found = shelf.open()
     assert isinstance(found, Learner)
     assert 8 == found.position
+
+
+def test_only_what_is_newer_than_the_model_in_use_is_opened():
+    """What the others were learnt from is told all the same."""
+    trails: list[Trail] = []
+    shelf = Shelf(STREAM, PLAN, (LEARNER,), trails.append)
+    shelf.put([told(0, 3), told(1, 7), told(2, 99, CHAMPION)], (-1, 7))
+    assert shelf.open() is None
+    assert [(-1, 3), (-1, 7)] == [trail.age for trail in trails]
+
+
+def test_rebuilt_model_goes_before_all_of_before_it():
+    """Though those have seen more of the log; in the signed head, of either kind."""
+    old, rebuilt = taught(900), taught(400)
+    rebuilt.rebuilt = 400
+    champion = Champion.of(rebuilt)
+    for state, kind in ((rebuilt, LEARNER), (champion.for_scoring(), CHAMPION)):
+        other = old if kind == LEARNER else Champion.of(old).for_scoring()
+        values = [frozen(one, of).sealed(SECRET) for one, of in ((state, rebuilt), (other, old))]
+        shelf = Shelf(STREAM, PLAN, (kind,))
+        shelf.put([record(i, value) for i, value in enumerate(values)])
+        found = shelf.open()
+        assert found is not None
+        assert ((400, 400), rebuilt.digest) == (found.age, found.version.digest)
+        assert rebuilt.trail == trail_of(about(values[0], [SECRET]))
 
 
 def test_headers_are_hints_only():

@@ -52,7 +52,8 @@ def publish(driver, first, n):
 def open_champion(settings):
     """Score with a model out of a snapshot, as a follower has it."""
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
-    kept = frozen(Champion.of(new_learner(settings, plan)).for_scoring(), plan.schema)
+    learner = new_learner(settings, plan)
+    kept = frozen(Champion.of(learner).for_scoring(), learner)
     value = kept.sealed(settings.learner.key.get_secret_value().encode())
     found, rows = opened(Record(0, None, value, 0), settings, plan), np.zeros((2, len(plan.names)))
     assert isinstance(found, Champion)

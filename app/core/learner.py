@@ -38,9 +38,13 @@ if TYPE_CHECKING:
 
 
 #: Raised whenever what a learner holds is no longer what an older program wrote.
-FORMAT: Final = 3
+FORMAT: Final = 4
 #: 1,024: shares of frauds move little within, and a line is fitted in half a millisecond.
 REFRESH_EXAMPLES: Final = 1_024
+#: Every 1,024 records of the log the digest is noted, and 64 notes are kept: learners that lie
+#: 60,000 records apart can still be compared.
+MILESTONE: Final = 1_024
+_MILESTONES_MAX: Final = 64
 
 
 @dataclass(slots=True)
@@ -59,6 +63,24 @@ class Lessons(NamedTuple):
     taught: list[tuple[Model, Lesson]]  # in the order in which they are learnt, and by whom
 
 
+class Trail(NamedTuple):
+    """What a learner learnt from, in a few digests: enough to hold another one against it."""
+
+    age: tuple[int, int]
+    told: dict[str, str]  # settings it was made with
+    milestones: dict[int, str]  # offset -> digest of all that was learnt before it
+
+    def contradicts(self, other: Trail) -> str:
+        """Where two learners of one log do not agree, in words; empty: nowhere."""
+        if self.age[0] != other.age[0]:
+            return ""  # one was made of the corrected log, and follows the other
+        if differ := sorted(n for n, v in self.told.items() if other.told.get(n) != v):
+            return f"they were made with other settings: {', '.join(differ)}"
+        mine, theirs = self.milestones, other.milestones
+        at = next((at for at in sorted(mine.keys() & theirs) if mine[at] != theirs[at]), None)
+        return "" if at is None else f"before offset {at} one learnt {mine[at]}, one {theirs[at]}"
+
+
 @dataclass
 class Learner:
     """A model and everything learnt with it.
@@ -70,7 +92,7 @@ class Learner:
     name: str
     model: Model
     schema: str
-    corrections: Literal["ignore", "relearn"] = "ignore"
+    corrections: Literal["ignore", "relearn", "rebuild"] = "ignore"
     learnt_max: int = 65_536
     drift_delta: float = 0.002
     cold_start: int = 0
@@ -79,6 +101,7 @@ class Learner:
     investigators: Investigators | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     told: dict[str, str] = field(default_factory=dict)  # settings it was made with, for people
+    rebuilt: int = -1  # up to this offset it was made of the corrected log; -1: it never was
     position: int = -1
     n_learned: int = 0
     n_frauds: int = 0
@@ -92,6 +115,8 @@ class Learner:
         #: labels lately decided, by their positions
         self.decided = Recent(self.learnt_max)
         self.summarised: dict[int, int] = {}  # scores partition -> highest offset summarised
+        #: offset -> digest of all that was learnt before it, newest last
+        self.milestones: dict[int, str] = {}
         self.calibration = Calibration()
         self.scores = ScoreMap()
         self.novelty = Novelty.of(len(self.model.features))
@@ -101,6 +126,17 @@ class Learner:
     def version(self) -> ModelVersion:
         """Which model this is: a name, a position and a digest of all that was learnt."""
         return ModelVersion(self.name, self.position, self.digest)
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders the learners of one log: a rebuilt one goes before all of before it."""
+        return self.rebuilt, self.position
+
+    @property
+    def trail(self) -> Trail:
+        """What it learnt from, in a few digests."""
+        milestones = {**self.milestones, self.position + 1: self.digest}
+        return Trail(self.age, self.told, milestones)
 
     @property
     def trust(self) -> float:
@@ -130,6 +166,8 @@ class Learner:
         for offset, record in records:
             if offset <= self.position:
                 continue
+            if offset // MILESTONE != self.position // MILESTONE:
+                self._pass_milestone(offset - offset % MILESTONE)
             self.position = offset
             if isinstance(record, Summary):
                 self._watch(record, effects)
@@ -141,6 +179,11 @@ class Learner:
                 self._meet(record, lessons, effects)
         self._learn(lessons)
         return effects
+
+    def _pass_milestone(self, at: int) -> None:
+        self.milestones[at] = self.digest
+        if len(self.milestones) > _MILESTONES_MAX:
+            del self.milestones[next(iter(self.milestones))]
 
     def _confirm(self, outcome: LabelOutcome, lessons: Lessons) -> None:
         """Learn at once what an investigator said, where a late label says it again."""

@@ -151,15 +151,21 @@ class Champion:
     scores: ScoreMap | None = None
     n_given: int = 0  # scores since it last learnt
     unlearnt_since_ms: int | None = None  # since when there is something that it has not learnt
+    rebuilt: int = -1  # as ``Learner.rebuilt``
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """As ``Learner.age``."""
+        return self.rebuilt, self.version.position
 
     @classmethod
     def of(cls, learner: Learner) -> Champion:
         """What a learner has learnt so far."""
-        return cls(learner.mixture, learner.version, learner.scores)
+        return cls(learner.mixture, learner.version, learner.scores, rebuilt=learner.rebuilt)
 
     def for_scoring(self) -> Champion:
         """What gives the same scores elsewhere (``Model.for_scoring``)."""
-        return Champion(self.mixture.for_scoring(), self.version, self.scores)
+        return Champion(self.mixture.for_scoring(), self.version, self.scores, rebuilt=self.rebuilt)
 
     def given(self, n: int, now_ms: int, n_learnable: int) -> None:
         """Note that n scores are given; ``n_learnable`` of them always give something to learn."""
@@ -174,12 +180,12 @@ class Champion:
 
     def follow(self, learner: Learner | Champion) -> bool:
         """Adopt what a learner has learnt; return whether it was newer."""
-        if learner.version.position < self.version.position:
+        if learner.age < self.age:
             return False
-        if learner.version.position > self.version.position:
+        if learner.age > self.age:
             self.n_given, self.unlearnt_since_ms = 0, None
         self.mixture, self.version = learner.mixture, learner.version
-        self.scores = learner.scores
+        self.scores, self.rebuilt = learner.scores, learner.rebuilt
         return True
 
     def line(self, policy: Policy) -> float | None:

@@ -101,11 +101,11 @@ def main(
     result: dict[str, Any] = {}
     key = settings.learner.key.get_secret_value().encode()
     for name, state in (("learner", learner), ("scores", champion)):
-        copy = frozen(state, plan.schema)
+        copy = frozen(state, learner)
         record = Record(0, None, copy.sealed(key), 0)
         result[name] = {
             "bytes": len(record.value or b""),
-            "copy_ms": cpu_ms(lambda state=state: frozen(state, plan.schema), rounds),
+            "copy_ms": cpu_ms(lambda state=state: frozen(state, learner), rounds),
             "seal_ms": cpu_ms(lambda copy=copy: copy.sealed(key), rounds),
             "open_ms": cpu_ms(lambda record=record: opened(record, settings, plan), rounds),
         }

@@ -142,7 +142,7 @@ def test_what_lies_before_the_position_changes_nothing(seed, cut):
     assert ([], [], 0) == (effects.outcomes, effects.drifts, effects.n_learned)
 
 
-@pytest.mark.parametrize("corrections", ["ignore", "relearn"])
+@pytest.mark.parametrize("corrections", ["ignore", "relearn", "rebuild"])
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32), run=st.integers(1, 60))
 def test_redelivered_examples_teach_nothing(corrections, seed, run):
@@ -220,6 +220,11 @@ POLICY: list[tuple[str, list[dict[str, Any]], list[str], int]] = [
     ("relearn", [FRAUD, LEGIT], ["learn", "corrected"], 2),
     ("relearn", [MATURED, FRAUD], ["corrected"], 2),
     ("relearn", [FRAUD, LEGIT, FRAUD], ["learn", "corrected", "corrected"], 3),
+    # What corrects is learnt when the model is made anew: tests/core/test_corrections.py.
+    ("rebuild", [FRAUD, FRAUD], ["learn", "duplicate"], 1),
+    ("rebuild", [FRAUD, LEGIT], ["learn", "corrected"], 1),
+    ("rebuild", [MATURED, FRAUD], ["corrected"], 1),
+    ("rebuild", [FRAUD, LEGIT, FRAUD], ["learn", "corrected", "corrected"], 1),
 ]
 
 
@@ -262,7 +267,7 @@ def test_scores_are_judged_before_they_are_learnt_from():
     assert 0.5 == learner.evaluation.roc_auc
 
 
-@pytest.mark.parametrize("corrections", ["ignore", "relearn"])
+@pytest.mark.parametrize("corrections", ["ignore", "relearn", "rebuild"])
 def test_corrected_label_is_counted_once(corrections):
     """Whether the model learns it or not: figures of quality go by the last word."""
     learner = learner_of(corrections=corrections)
@@ -298,3 +303,41 @@ def test_memory_of_keys_is_that_of_the_last_ones_put_in(size):
     assert len(order) == len(recent)
     assert recent.get(1) is None
     assert 1 not in recent
+
+
+def test_learners_of_one_log_never_contradict_each_other():
+    """However far apart they lie and in what batches they learnt: same position, same digest."""
+    log = log_of(3, 3_000)
+    learners = []
+    for stop, size in ((3_000, 1), (2_500, 700), (1_100, 64), (900, 900)):
+        learner = learner_of()
+        for at in range(0, stop, size):
+            learner.apply(log[at : min(at + size, stop)])
+        learners.append(learner)
+    for one in learners:
+        assert [""] * 4 == [one.trail.contradicts(other.trail) for other in learners]
+
+
+def test_learner_of_another_log_is_told_apart():
+    """By a milestone that both have passed, though neither stands where the other does."""
+    log = log_of(3, 3_000)
+    other = [(0, example("stranger", offset=-1)), *log[1:]]
+    mine, theirs = learner_of(), learner_of()
+    mine.apply(log)
+    theirs.apply(other[:2_500])
+    assert "before offset 1024 one learnt" in mine.trail.contradicts(theirs.trail)
+    theirs.rebuilt = 2_000
+    assert "" == mine.trail.contradicts(theirs.trail)
+
+
+def test_learner_of_other_settings_is_told_apart():
+    """Two that were told differently learn differently, even where the digests agree so far."""
+    one, other = learner_of(told={"model": "a"}), learner_of(told={"model": "b"})
+    assert "other settings: model" in one.trail.contradicts(other.trail)
+
+
+def test_milestones_are_bounded():
+    """64 of them, the newest."""
+    learner = learner_of()
+    learner.apply([(i * 1_024, summary(i * 10, i * 10 + 9)) for i in range(100)])
+    assert [i * 1_024 for i in range(36, 100)] == list(learner.milestones)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from app.config import Settings, load
+from app.config import TO_READ, Settings, load
 from app.testing import START_MS
 from app.topics import partition_of
 
@@ -96,8 +96,10 @@ def settings_of(shape: Shape) -> Settings:
     base = load(profile="card")
     return Settings(
         **{
-            **{name: getattr(base, name).model_dump() for name in ("kafka", "label", "worker")},
-            "transaction": {**base.transaction.model_dump()},
+            **{
+                name: getattr(base, name).model_dump(context=TO_READ)
+                for name in ("kafka", "label", "worker", "transaction")
+            },
             "features": features,
             "topics": {"partitions": shape.partitions},
             "entity": {
