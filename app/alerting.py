@@ -11,7 +11,7 @@ from app import codec
 from app.core.repeats import Repeats
 from app.errors import Malformed
 from app.records import Partition, Send
-from app.stages import refused
+from app.stages import refused, rows_of
 from app.tasks import Bound, Committed, Effects, Range
 from app.topics import partition_of
 
@@ -61,10 +61,14 @@ class AlertTask:
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
         """Take rows of the changelog."""
-        self.repeats.restore(codec.read_shown(r.key, r.value) for r in records if r.key)
+        self.repeats.restore(rows_of(partition, records, codec.read_shown))
 
     def start(self) -> Mapping[Partition, int]:
         """The input begins at its committed offset."""
+        return {}
+
+    def reached(self) -> Mapping[Partition, int]:
+        """Nothing that ``start`` does not say."""
         return {}
 
     def apply(

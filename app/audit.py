@@ -82,6 +82,10 @@ class AuditTask:
         """Every input begins at its committed offset."""
         return {}
 
+    def reached(self) -> Mapping[Partition, int]:
+        """Nothing that ``start`` does not say."""
+        return {}
+
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:

@@ -138,7 +138,11 @@ def _run_once(role: Any, settings: Settings) -> None:
                 raise Refused("\n".join(problems))
 
     asyncio.run(check())
-    (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
+    try:
+        (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = f"worker.data_dir is {settings.worker.data_dir}"
+        raise Refused(f"{where}: {error.strerror}; expected a folder to write") from None
     app = make_app(settings, role)
     warm_up(settings)
     calm_collector()

@@ -593,9 +593,18 @@ def hold_score(record: Record) -> HeldScore:
     )
 
 
+#: The year 9999: what lies beyond is no time, and may be no number of 64 bits.
+_TIME_MAX_MS: Final = 253_402_300_800_000
+
+
 def read_example(record: Record) -> Example | Summary | Verdict:
     """A record of the examples log. Raises Malformed if it is none."""
-    return _own(_example, record)
+    fact = _own(_example, record)
+    if isinstance(fact, Example):
+        for name, time_ms in (("time_ms", fact.time_ms), ("label_time_ms", fact.label_time_ms)):
+            if abs(time_ms) > _TIME_MAX_MS:
+                raise Malformed(name, time_ms, f"at most {_TIME_MAX_MS}")
+    return fact
 
 
 def read_alert(record: Record) -> Alert:
@@ -700,12 +709,19 @@ def write_rows(store: EntityStore) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def read_slot(key: bytes, value: bytes | None) -> Row:
-    """Inverse of ``write_slot``.
+    """Inverse of ``write_slot``. Raises Malformed.
 
     >>> row = SlotValue(3, 1_000, 9.5, 1, 2, 0, ((0, 17),), 1)
     >>> read_slot(*write_slot(("card-1", 3), row)) == (("card-1", 3), row)
     True
     """
+    try:
+        return _read_slot(key, value)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise Malformed("row", _beginning(key), f"a row that weir writes: {error}") from None
+
+
+def _read_slot(key: bytes, value: bytes | None) -> Row:
     slot = (key[:-3].decode(), _SLOT_KEY.unpack(key[-2:])[0])
     if value is None:
         return slot, None
@@ -728,13 +744,16 @@ def write_shown(key: str, told: Shown | None) -> tuple[bytes, bytes | None]:
 
 
 def read_shown(key: bytes, value: bytes | None) -> tuple[str, Shown | None]:
-    """Inverse of ``write_shown``.
+    """Inverse of ``write_shown``. Raises Malformed.
 
     >>> row = ("card-1", Shown(1_000, 7, 3, 4, (9,), 1))
     >>> read_shown(*write_shown(*row)) == row
     True
     """
-    return key.decode(), None if value is None else _shown(value)
+    try:
+        return key.decode(), None if value is None else _shown(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed("row", _beginning(key), f"a row that weir writes: {error}") from None
 
 
 TRACE: Final = "traceparent"

@@ -86,6 +86,10 @@ class JoinTask:
         self.join.restored()
         return {}
 
+    def reached(self) -> Mapping[Partition, int]:
+        """Nothing that ``start`` does not say."""
+        return {}
+
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
 
-from app.errors import Undelivered
+from app.errors import Refused, Undelivered
 from app.records import Record
 from app.topics import SNAPSHOT_BYTES
 
@@ -33,6 +33,8 @@ _BATCH_BYTES: Final = 524_288
 _FRAMING_BYTES: Final = 65_536
 #: Seconds between two tries to reach a broker that is away.
 _RETRY_S: Final = 1.0
+#: Seconds without a record until a restore is given up: brokers change hands within ten.
+_STALLED_S: Final = 60.0
 
 
 def now_ms() -> int:
@@ -84,6 +86,24 @@ def read(record: ConsumerRecord[bytes, bytes]) -> Record:
     return Record(record.offset, record.key, record.value, record.timestamp, record.headers)
 
 
+#: What to do about an error of the broker, by its name.
+_MENDS: Final = {
+    "MessageSizeTooLargeError": "raise max.message.bytes of the topic: `weir topics check`",
+    "RecordListTooLargeError": "raise max.message.bytes of the topic: `weir topics check`",
+    "UnknownTopicOrPartitionError": "was the topic deleted? `weir topics create` makes it anew",
+    "TopicAuthorizationFailedError": "let this user write to the topic",
+    "NotEnoughReplicasError": "a broker is away: min.insync.replicas asks for more than are there",
+    "KafkaStorageError": "look at the broker's disk: is it full?",
+    "TimeoutError": "is the topic there (`weir topics check`), the broker reached, its disk full?",
+}
+
+
+def _mend(error: Exception) -> str:
+    """What a person can do; nothing that was read is lost meanwhile."""
+    said = _MENDS.get(type(error).__name__, "look at the broker's log")
+    return f"{said}. Nothing it stands for is committed: it is read again"
+
+
 class Sender:
     """Writes records and returns when the brokers have acknowledged every one."""
 
@@ -123,7 +143,7 @@ class Sender:
         except (KafkaError, TimeoutError) as error:
             topics = sorted({topic for topic, _ in by_partition})
             msg = f"a batch for {', '.join(topics)} was not acknowledged: {error!r}"
-            raise Undelivered(msg) from error
+            raise Undelivered(f"{msg}; {_mend(error)}") from error
 
     async def _write(self, topic: str, partition: int, sends: Sequence[Send]) -> None:
         producer = cast("AIOKafkaProducer", self._producer)
@@ -152,6 +172,7 @@ class Reader:
             **client_settings(self._kafka),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",
             max_partition_fetch_bytes=SNAPSHOT_BYTES,
             max_poll_records=10_000,
         )
@@ -175,8 +196,17 @@ class Reader:
         stop = (await consumer.end_offsets([at]))[at]
         stop = stop if wanted.stop is None else min(stop, wanted.stop)
         consumer.seek(at, max(first, wanted.start or 0))
-        n = 0
-        while await consumer.position(at) < stop:
+        n, before, moved_s = 0, -1, time.monotonic()
+        # The position goes on over what compaction and transactions leave of no record.
+        while (position := await consumer.position(at)) < stop:
+            if position != before:
+                before, moved_s = position, time.monotonic()
+            elif time.monotonic() - moved_s > _STALLED_S:
+                raise Refused(
+                    f"{at.topic}[{at.partition}]: reading has stood at offset {position} for "
+                    f"{_STALLED_S:g} s; expected to reach {stop}: was the topic deleted, or is its "
+                    "broker away?"
+                )
             fetched = await consumer.getmany(at, timeout_ms=1_000)
             records = [read(record) for record in fetched.get(at, ()) if record.offset < stop]
             task.restore(wanted.partition, records)

@@ -195,6 +195,10 @@ class LearnTask:
             warn_of_other_settings(self.learner, self.stage.settings)
         return {self.inputs[0]: self.learner.position + 1}
 
+    def reached(self) -> Mapping[Partition, int]:
+        """Nothing that ``start`` does not say."""
+        return {}
+
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:

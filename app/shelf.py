@@ -93,7 +93,8 @@ def described(record: Record, settings: Settings, plan: FeaturePlan) -> About:
     if said.schema != plan.schema:
         msg = (
             f"snapshot has features of schema {said.schema}; the configuration declares "
-            f"{plan.schema}. A model of other features starts anew"
+            f"{plan.schema}. A model of other features starts anew and learns what is scored from "
+            "now on; to keep this one, take the change of [[features]] back"
         )
         raise Refused(msg)
     return said

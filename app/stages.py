@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from app.core.policy import Policy, Rule
 from app.core.scoring import Scorer, applied, fold_entity
 from app.core.windows import DUPLICATE
 from app.disk import Disk
-from app.errors import Malformed
+from app.errors import Malformed, Refused
 from app.records import Partition, Position, Send
 from app.tasks import Bound, Committed, Effects, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from app.records import Alert, Headers, Record
     from app.tasks import Task
     from app.topics import Topics
+
+T = TypeVar("T")
 
 #: 256 KiB: a quarter of what a broker takes in one record by default.
 HOPS_BYTES: Final = 262_144
@@ -168,11 +170,17 @@ class EntityTask:
         if partition in self.inputs:
             self._on_feedback(partition, records, Effects())
         else:
-            self.store.restore(codec.read_slot(r.key, r.value) for r in records if r.key)
+            self.store.restore(rows_of(partition, records, codec.read_slot))
 
     def start(self) -> Mapping[Partition, int]:
         """Every input begins at its committed offset."""
         return {}
+
+    def reached(self) -> Mapping[Partition, int]:
+        """Of transactions, as far as the guards say; a hop's guard lies in another's partition."""
+        if self.store is None or not self.stage.is_first:
+            return {}
+        return {self.inputs[0]: self.store.applied_high}
 
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
@@ -336,6 +344,21 @@ class EntityTask:
         key = name.encode()
         partition = partition_of(key, topic.partitions)
         return Send(topic.name, partition, key, codec.encode(alert), headers)
+
+
+def rows_of(
+    partition: Partition, records: Iterable[Record], read: Callable[[bytes, bytes | None], T]
+) -> Iterator[T]:
+    """Rows of a changelog. Raises Refused: what cannot be read is state that would be missing."""
+    for record in records:
+        if not record.key:
+            continue
+        try:
+            yield read(record.key, record.value)
+        except Malformed as error:
+            at = Position(*partition, record.offset)
+            mend = "somebody else writes to this topic: keep them out, and overwrite that key"
+            raise Refused(f"{at}: {error}; {mend}") from None
 
 
 def entity_of(tasks: Iterable[Task], kind: str, name: str) -> dict[str, Any] | None:

@@ -31,6 +31,30 @@ class Range(NamedTuple):
     stop: int | None = None
 
 
+def out_of_reach(at: Partition, offset: int, first: int, end: int) -> str:
+    """Why a log that holds [first, end) cannot be read on from ``offset``; empty: it can.
+
+    >>> out_of_reach(Partition("labels", 0), 7, first=5, end=7)
+    ''
+    """
+    where = f"{at.topic}[{at.partition}]"
+    if offset < first:
+        return (
+            f"{where} begins at offset {first}; expected {offset}, the next to be read: retention "
+            f"has deleted {first - offset} records unread. They cannot be had again; to go on "
+            "without them set the offset of the group by hand (kafka-consumer-groups.sh "
+            f"--reset-offsets --to-earliest --topic {at.topic}), and raise topics.retention"
+        )
+    if offset > end:
+        return (
+            f"{where} ends at offset {end}; expected at least {offset}, the next to be read: the "
+            "topic was deleted and made anew, or the broker lost records. What was made of the old "
+            "one would take its new records for those it knows: put the records back, or begin "
+            "anew with another topics.prefix and worker.group"
+        )
+    return ""
+
+
 @dataclass(slots=True)
 class Effects:
     """What a batch caused, in the order in which it must become durable."""
@@ -64,6 +88,9 @@ class Task(Protocol):
 
     def start(self) -> Mapping[Partition, int]:
         """Inputs that begin elsewhere than at their committed offset, after restoring."""
+
+    def reached(self) -> Mapping[Partition, int]:
+        """Offsets that its restored state has applied: a log that ends before is another one."""
 
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects

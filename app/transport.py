@@ -22,6 +22,7 @@ from aiokafka.errors import (
     CommitFailedError,
     IllegalGenerationError,
     KafkaError,
+    NoOffsetForPartitionError,
     RebalanceInProgressError,
     UnknownMemberIdError,
 )
@@ -32,12 +33,12 @@ from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from app.errors import Fenced, Undelivered
+from app.errors import Fenced, Refused, Undelivered
 from app.flow import Flow, Lease
 from app.kafka import client_settings, reach, read
 from app.peers import assignor, url_of
 from app.records import Partition
-from app.tasks import Committed
+from app.tasks import Committed, out_of_reach
 from app.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
     from aiokafka.structs import ConsumerRecord
     from faust import App
+
+    from app.tasks import Task
 
 
 log = structlog.get_logger(__name__)
@@ -106,7 +109,11 @@ class Consumer(FaustConsumer):
             # Range: partition p of every topic goes to one member, if the counts are equal.
             partition_assignment_strategy=[assignor(url_of(self.flow.settings))],
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            # Where reading begins is decided at every restore; an offset that is not there (any
+            # more) is an error, not a reason to begin elsewhere in silence.
+            auto_offset_reset="none",
+            # What a publisher has taken back was never said.
+            isolation_level="read_committed",
             session_timeout_ms=session,
             heartbeat_interval_ms=session // _HEARTBEATS,
             rebalance_timeout_ms=session,
@@ -186,7 +193,13 @@ class Consumer(FaustConsumer):
                 continue
             tps = [TopicPartition(*at) for at in flow.tasks]
             batch_max = flow.settings.worker.batch_max
-            fetched = await self.client.getmany(*tps, timeout_ms=100, max_records=batch_max)
+            try:
+                fetched = await self.client.getmany(*tps, timeout_ms=100, max_records=batch_max)
+            except NoOffsetForPartitionError:
+                # A rebalance came while it waited: where reading begins is being decided. Once
+                # ``begin`` has, aiokafka tells of no such thing any more.
+                await asyncio.sleep(0.01)
+                continue
             # Shielded: whoever stops the loop waits for the batch in hand (wait_empty).
             await asyncio.shield(asyncio.ensure_future(self._take(fetched)))
 
@@ -258,6 +271,25 @@ class Consumer(FaustConsumer):
                 async with asyncio.timeout(_POSITION_S):
                     found[at] = await self.client.position(TopicPartition(*at))
         return found
+
+    async def begin(self, starts: Mapping[Partition, int]) -> None:
+        """Read on from ``starts``; what is not in it, from its beginning. Raises Refused."""
+        at = [TopicPartition(*one) for one in self.flow.tasks]
+        if not at:
+            return
+        firsts, ends = await self.client.beginning_offsets(at), await self.client.end_offsets(at)
+        reached = {at: n for task in self.flow.tasks.values() for at, n in task.reached().items()}
+        problems: list[str] = []
+        for tp in at:
+            one = Partition(tp.topic, tp.partition)
+            offset = starts.get(one, firsts[tp])
+            # The group forgets its offsets with a topic; the state does not.
+            known = reached.get(one, -1) + 1
+            wanted = known if known > ends[tp] else offset
+            problems += filter(None, [out_of_reach(one, wanted, firsts[tp], ends[tp])])
+            self.client.seek(tp, offset)
+        if problems:
+            raise Refused("\n".join(problems))
 
     async def commit(self, *args: Any, **kwargs: Any) -> bool:
         """Nothing: Faust's timer has no say in what is committed."""
@@ -334,16 +366,17 @@ class Restorer(TableManager):
         consumer, flow = cast("Consumer", self.app.consumer), flow_of(self.app)
         started_s = time.monotonic()
         try:
-            tasks = flow.own(Partition(tp.topic, tp.partition) for tp in assigned)
+            tasks = _own(flow, {Partition(tp.topic, tp.partition) for tp in assigned})
             committed = await consumer.committed_offsets() if tasks else {}
             n = 0
             for task in tasks:
                 n += await flow.reader.read(task, task.ranges(committed))
             for gate in flow.gates:
                 await gate.wait()
+            starts = {at: was.offset for at, was in committed.items()}
             for task in tasks:
-                for at, offset in task.start().items():
-                    consumer.client.seek(TopicPartition(*at), offset)
+                starts.update(task.start())
+            await consumer.begin(starts)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -364,6 +397,18 @@ class Restorer(TableManager):
         self.app.flow_control.resume()
         self.app.on_rebalance_end()
         await cast("Any", self.app)._fetcher.maybe_start()
+
+
+def _own(flow: Flow, owned: set[Partition]) -> list[Task]:
+    """Make the tasks of what was assigned. Raises Refused where that is not whole."""
+    tasks = flow.own(owned)
+    if alone := sorted(owned - flow.tasks.keys()):
+        raise Refused(
+            f"{alone[0].topic}[{alone[0].partition}] was assigned without what is read together "
+            "with it; expected topics of one number of partitions, and workers of one "
+            "configuration: `weir topics check`"
+        )
+    return tasks
 
 
 class Transport(driver.Transport):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from app.config import load
-from app.errors import Fenced
-from app.records import Partition, Send, Summary
+from app.errors import Fenced, Refused
+from app.records import Partition, Record, Send, Summary
 from app.stages import EntityStage, entity_of
 from app.testing import Driver, Killed, Log, Stalled
 from app.web import readiness
@@ -328,3 +328,13 @@ def test_quick_model_decides_what_is_late():
     driver.advance(60_000)
     driver.run()
     assert {""} == {stamp for stamp, _ in told_by(driver, 2)}
+
+
+def test_row_of_a_stranger_in_a_changelog_is_refused_with_its_place():
+    """State that cannot be read would be missing: nothing is scored without it."""
+    driver = Driver(load(profile="card"))
+    task = next(t for t in driver.processes["worker-0"].flow.stages if t.name == "card_id").task(0)
+    at = Partition("weir.changelog.card_id", 0)
+    for key, value in ((b"x", b"y"), (b"card-1\0\0\0", b"short"), (b"\xff\0\0\0", None)):
+        with pytest.raises(Refused, match=r"weir\.changelog\.card_id\[0\]@17: row is"):
+            task.restore(at, [Record(17, key, value, 0)])

@@ -209,6 +209,10 @@ class FakeTask:
         """Where the offsets say."""
         return {}
 
+    def reached(self) -> Mapping[Partition, int]:
+        """Nothing."""
+        return {}
+
     def apply(
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:

@@ -470,6 +470,11 @@ class EntityStore:
         """The lowest offset of a label that waits for its transaction; None: no label waits."""
         return min((at for _, at in self._expected.values()), default=None)
 
+    @property
+    def applied_high(self) -> int:
+        """The highest offset of the first upstream that was applied; -1: none."""
+        return int(max(self._passed[0], self._guards[:, 0].max(initial=-1)))
+
     def _has_passed(self, key: str, upstream: int, offset: int) -> bool:
         """Whether a transaction of this source has been applied; if it is not held it has left."""
         row = self.rows.get(key)
