@@ -204,6 +204,8 @@ def unseal(snapshot: bytes, keys: Iterable[bytes]) -> Any:
         KeyError,
         TypeError,
         ValueError,
+        OverflowError,
+        MemoryError,
     ) as error:
         msg = f"snapshot was written by another version of weir: {error}"
         raise Refused(msg) from error
@@ -223,7 +225,7 @@ def _verified(snapshot: bytes, keys: Iterable[bytes]) -> tuple[_Head, memoryview
     try:
         end = _LENGTH.size + _LENGTH.unpack_from(body)[0]
         return msgspec.json.decode(body[_LENGTH.size : end], type=_Head), body[end:]
-    except (msgspec.DecodeError, struct.error) as error:
+    except (msgspec.DecodeError, struct.error, UnicodeDecodeError) as error:
         msg = f"snapshot was written by another version of weir: {error}"
         raise Refused(msg) from None
 

@@ -225,8 +225,10 @@ class Learner:
         """Decide the one outcome of an example; None: it was delivered again."""
         if _place(example.origin) in self.decided:
             return None
-        if example.feature_schema != self.schema:
-            reason = f"features of schema {example.feature_schema}; this model has {self.schema}"
+        n, expected = len(example.features), len(self.model.features)
+        if (example.feature_schema, n) != (self.schema, expected):
+            theirs, mine = f"{n} features of schema {example.feature_schema}", self.schema
+            reason = f"{theirs}; this model has {expected} of {mine}"
             return self._tell(example, "rejected", effects, reason)
         if before is not None and example.label_source == MATURITY:
             return None  # delivered again, or overtaken by a label

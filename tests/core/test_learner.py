@@ -199,8 +199,16 @@ def test_example_of_another_schema_is_rejected():
     model = learner.model.state_digest()
     effects = learner.apply([(0, example("t1", schema="other"))])
     assert [("t1", "rejected")] == heard(effects)
-    assert "features of schema other; this model has s1" in effects.outcomes[0].reason
+    assert "3 features of schema other; this model has 3 of s1" in effects.outcomes[0].reason
     assert (0, model) == (learner.n_learned, learner.model.state_digest())
+
+
+def test_example_with_too_few_features_is_rejected():
+    """Whoever wrote it: it says the schema, and is none of it."""
+    learner = learner_of()
+    effects = learner.apply([(0, example("t1", features=[1.0]))])
+    assert [("t1", "rejected")] == heard(effects)
+    assert 0 == learner.n_learned
 
 
 FRAUD, LEGIT = {"is_fraud": True}, {"is_fraud": False}

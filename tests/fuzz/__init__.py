@@ -1,0 +1,1 @@
+"""Bytes that nobody would write on purpose, for everything that reads bytes."""
