@@ -131,6 +131,12 @@ def _run_once(role: Any, settings: Settings) -> None:
             "development_key", mend="set learner.key (WEIR_LEARNER__KEY): it signs the model"
         )
 
+    try:
+        (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = f"worker.data_dir is {settings.worker.data_dir}"
+        raise Refused(f"{where}: {error.strerror}; expected a folder to write") from None
+
     async def check() -> None:
         async with Admin(settings) as admin:
             problems = await admin.problems(Topics.of(settings))
@@ -138,11 +144,6 @@ def _run_once(role: Any, settings: Settings) -> None:
                 raise Refused("\n".join(problems))
 
     asyncio.run(check())
-    try:
-        (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        where = f"worker.data_dir is {settings.worker.data_dir}"
-        raise Refused(f"{where}: {error.strerror}; expected a folder to write") from None
     app = make_app(settings, role)
     warm_up(settings)
     calm_collector()

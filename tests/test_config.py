@@ -1,5 +1,6 @@
 """Settings are checked once, and every message names the key, the value and what was expected."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from app.cli import _run_once
 from app.config import PROFILES, Settings, load, parse_duration
 from app.core.features import FeaturePlan
 from app.core.models import make_model
-from app.errors import Misconfigured
+from app.errors import Misconfigured, Refused
 from app.learning import new_learner, terms_of
 from app.topics import Topics
 
@@ -334,3 +336,15 @@ def test_policy_page_shows_what_works(tmp_path):
     assert frozenset({"analyst"}) == settings.learner.investigators.sources
     latency = told(tmp_path, page.split("```toml\n")[2].split("```")[0]).latency
     assert (50, 600_000, 0.9) == (latency.budget, latency.stale_after, latency.rules[0].score)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_folder_without_room_is_refused_before_anything_is_read(monkeypatch, error):
+    """A full disk is told with the setting, the path and the reason."""
+
+    def mkdir(path: Path, **how: object) -> None:
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(Refused, match=rf"worker\.data_dir is .*: {os.strerror(error)}; expected a"):
+        _run_once("worker", load())

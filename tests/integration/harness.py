@@ -59,13 +59,11 @@ def free_port() -> int:
 class Process:
     """One weir process and what it prints."""
 
-    def __init__(
-        self, role: str, env: dict[str, str], log: Path, port: int, module: str = "app"
-    ) -> None:
+    def __init__(self, role: str, env: dict[str, str], log: Path, port: int, *program: str) -> None:
         self.log, self.port = log, port
         with log.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, role, "--once"],
+                [sys.executable, "-m", *program, role, "--once"],
                 cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -157,11 +155,14 @@ class World:
                 told[f"WEIR_{table.upper()}__{key.upper()}"] = plain
         return {**told, "WEIR_WORKER__WEB_PORT": str(port), "PYTHONUNBUFFERED": "1", **more}
 
-    def start(self, role: str = "worker", module: str = "app", **env: str) -> Process:
-        """Start a process; ``ready`` waits for it."""
+    def start(
+        self, role: str = "worker", module: str = "app", *, without: str | None = None, **env: str
+    ) -> Process:
+        """Start a process, perhaps without a guard (``unguarded``); ``ready`` waits for it."""
         port = free_port()
         log = self.folder / f"{role}{len(self.processes)}.log"
-        process = Process(role, self.env(port, **env), log, port, module)
+        program = (module,) if without is None else ("tests.integration.unguarded", without)
+        process = Process(role, self.env(port, **env), log, port, *program)
         self.processes.append(process)
         return process
 

@@ -170,9 +170,10 @@ async def test_topic_that_is_deleted_while_it_is_written_stops_the_worker(make_w
     some = transactions(80, seed=44)
     await world.transact(some[:40])
     await world.scored(ids(some[:40]))
-    spec = world.topics.outcomes  # weir itself does not read it: no rebalance tells the worker
+    spec = world.topics.dead_letters  # no task reads it: no rebalance tells the worker
     async with Admin(world.settings) as admin:
         await admin._client.delete_topics([spec.name])
+    await world.publish(world.topics.labels, [(b"t1", b"no label")])
     await world.label(labels_of(some[:40], seed=45))
     assert 0 != await worker.ended()
     said = flat(worker.said)
@@ -185,7 +186,9 @@ async def test_topic_that_is_deleted_while_it_is_written_stops_the_worker(make_w
     worker = await world.start().ready()
     outcomes = await world.outcomes(40)
     assert {"learn"} == {o["outcome"] for o in outcomes}
+    await until(lambda: worker.metric("weir_examples_learned") >= 40, "not all are learnt")
     assert 40 == worker.metric("weir_examples_learned")
+    assert [b"no label"] == [letter.value for letter in await world.read(spec)]
     assert 0 == await worker.stop()
 
 
