@@ -56,7 +56,7 @@ def shape_of(rng: random.Random) -> Shape:
         corrections=rng.choice(("ignore", "relearn")),
         is_crowded=(drawn := rng.random()) < 0.12,
         is_busy=drawn > 0.6,
-        has_disk=0.12 <= drawn < 0.2,
+        has_disk=0.12 <= drawn < 0.15,
         holds_repeats=int(drawn * 1_000) % 5 < 2,
         has_investigators=int(drawn * 10_000) % 2 == 0,
     )
