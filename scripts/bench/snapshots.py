@@ -24,8 +24,9 @@ import typer
 from common import machine
 from payments import examples
 
-from app.config import load
+from app.config import Settings, load
 from app.core.features import FeaturePlan
+from app.core.learner import Learner
 from app.core.models import make_model
 from app.core.scoring import Champion
 from app.learning import new_learner
@@ -57,6 +58,22 @@ def full(n: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return rows, np.where(rng.random(n) < _NOISE, ~y[at], y[at])
 
 
+def taught(settings: Settings, plan: FeaturePlan, n: int) -> tuple[Learner, list[float]]:
+    """A learner with ``n`` examples behind it and its list of ids full; CPU ms of each 256."""
+    learner = new_learner(settings, plan)
+    rows, labels = full(n)
+    make_model("forest", plan.names).learn_many(rows[:1], labels[:1])  # compiles
+    learn_ms = []
+    for start in range(0, n, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        began_s = time.process_time()
+        learner.model.learn_many(rows[part], labels[part])
+        learn_ms.append((time.process_time() - began_s) * 1e3)
+    for key in range(settings.learner.learnt_max):
+        learner.learnt.put(key * 0x9E3779B97F4A7C15 % 2**64, key % 8)
+    return learner, learn_ms
+
+
 async def stall_ms(work: Callable[[], Any] | None, seconds: float) -> float:
     """The longest pause beyond a millisecond, milliseconds, while a thread works."""
     stop, longest_s = asyncio.Event(), 0.0
@@ -86,17 +103,7 @@ def main(
     """Bytes and milliseconds of the default model's snapshots; pauses of a loop."""
     settings = load()
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
-    learner = new_learner(settings, plan)
-    rows, labels = full(n)
-    make_model("forest", plan.names).learn_many(rows[:1], labels[:1])  # compiles
-    learn_ms = []
-    for start in range(0, n, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        began_s = time.process_time()
-        learner.model.learn_many(rows[part], labels[part])
-        learn_ms.append((time.process_time() - began_s) * 1e3)
-    for key in range(settings.learner.learnt_max):
-        learner.learnt.put(key * 0x9E3779B97F4A7C15 % 2**64, key % 8)
+    learner, learn_ms = taught(settings, plan, n)
     champion = Champion.of(learner).for_scoring()
     result: dict[str, Any] = {}
     key = settings.learner.key.get_secret_value().encode()
