@@ -115,14 +115,13 @@ def keep_kernels(data_dir: Path, code: Path = Path(__file__).parent) -> None:
 def _run_once(role: Any, settings: Settings) -> None:
     keep_kernels(settings.worker.data_dir)
 
-    import faust
     import structlog
 
     from app import logs
     from app.admin import Admin
     from app.errors import Refused
     from app.topics import Topics
-    from app.worker import calm_collector, make_app, warm_up
+    from app.worker import Worker, calm_collector, make_app, warm_up
 
     logs.configure(settings.worker)
 
@@ -147,7 +146,7 @@ def _run_once(role: Any, settings: Settings) -> None:
     app = make_app(settings, role)
     warm_up(settings)
     calm_collector()
-    faust.Worker(app, quiet=True, loglevel=None, override_logging=False).execute_from_commandline()
+    Worker(app).execute_from_commandline()
 
 
 @cli.command()

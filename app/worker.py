@@ -17,6 +17,7 @@ from app.audit import AuditStage, configured
 from app.core.entity import warm_up_store
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
+from app.ending import end_within
 from app.flow import Flow
 from app.join import JoinStage
 from app.learning import Follower, LearnStage, new_learner
@@ -39,6 +40,8 @@ Role = Literal["worker", "learner"]
 
 #: 50,000 containers: those of some batches, all of which go by themselves.
 _LOOK_AFTER: Final = 50_000
+#: A stop takes a second or two, and may wait for one delivery.
+_STOP_S: Final = 10.0
 
 
 class _Boot(BootStrategy):
@@ -59,6 +62,20 @@ class WeirApp(faust.App):
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """Start what runs beside the flow first: the flow waits for it."""
         return [*self.beside, *super().on_init_dependencies()]
+
+
+class Worker(faust.Worker):
+    """Runs an app until a signal. A stop that hangs ends the process."""
+
+    def __init__(self, app: WeirApp) -> None:
+        """Say nothing but what the app says."""
+        super().__init__(app, quiet=True, loglevel=None, override_logging=False)
+        self.limit_s = _STOP_S + app.flow.settings.delivery_ms / 1_000.0
+
+    async def stop(self) -> None:
+        """Stop the app, which may wait for one delivery."""
+        end_within(self.limit_s)
+        await super().stop()
 
 
 def stages_of(
