@@ -34,6 +34,7 @@ class Range(NamedTuple):
 def out_of_reach(at: Partition, offset: int, first: int, end: int) -> str:
     """Why a log that holds [first, end) cannot be read on from ``offset``; empty: it can.
 
+    >>> from app.records import Partition
     >>> out_of_reach(Partition("labels", 0), 7, first=5, end=7)
     ''
     """
