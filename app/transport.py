@@ -382,11 +382,14 @@ class Restorer(TableManager):
             for task in tasks:
                 starts.update(task.start())
             await consumer.begin(starts)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            log.exception("restore_failed", error=repr(error))
-            await self.app.crash(error)
+        except asyncio.CancelledError as error:
+            if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                raise
+            # Not we: a client's own task, of which nobody would hear again.
+            await self._fail(error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process must end
+            await self._fail(error)
             return
         if generation_id != consumer.client._coordinator.generation:
             return  # another rebalance has begun; it restores again
@@ -402,6 +405,10 @@ class Restorer(TableManager):
         self.app.flow_control.resume()
         self.app.on_rebalance_end()
         await cast("Any", self.app)._fetcher.maybe_start()
+
+    async def _fail(self, error: BaseException) -> None:
+        log.error("restore_failed", error=repr(error), exc_info=error)
+        await self.app.crash(error)
 
 
 def _own(flow: Flow, owned: set[Partition]) -> list[Task]:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import aiokafka
@@ -27,6 +28,7 @@ from app.kafka import Sender
 from app.metrics import Metrics
 from app.records import Partition, Record, Send
 from app.tasks import Committed, Effects, Range
+from app.transport import Restorer
 from app.worker import make_app
 
 # ---- The tripwire.
@@ -541,3 +543,44 @@ async def test_refused_batch_is_told():
 async def test_nothing_to_send_asks_nobody():
     """A sender that is not connected can deliver nothing."""
     await Sender(SETTINGS).deliver([])
+
+
+def restoring(committed_offsets):
+    """A restore whose first question to the group is answered so, and what crashes the app."""
+    crashes: list[BaseException] = []
+
+    async def crash(error: BaseException) -> None:
+        crashes.append(error)
+
+    restorer = object.__new__(Restorer)
+    flow = SimpleNamespace(own=lambda _: [object()], tasks={}, gates=[])
+    consumer = SimpleNamespace(committed_offsets=committed_offsets)
+    cast("Any", restorer).app = SimpleNamespace(flow=flow, consumer=consumer, crash=crash)
+    return asyncio.create_task(restorer._restore(set(), 0)), crashes
+
+
+async def test_restore_that_somebody_else_cancels_ends_the_process():
+    """A client whose own task was cancelled hands that on; nobody would hear of it again."""
+
+    async def committed_offsets():
+        raise asyncio.CancelledError
+
+    task, crashes = restoring(committed_offsets)
+    await task
+    assert [asyncio.CancelledError] == [type(error) for error in crashes]
+
+
+async def test_restore_that_a_rebalance_cancels_ends_alone():
+    """The next one restores; the process lives."""
+    asked = asyncio.Event()
+
+    async def committed_offsets():
+        asked.set()
+        await asyncio.Event().wait()
+
+    task, crashes = restoring(committed_offsets)
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [] == crashes
