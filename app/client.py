@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from app.config import Settings
     from app.records import Alert
     from app.topics import TopicSpec
+
+log = structlog.get_logger(__name__)
 
 #: Alerts a partition that are looked at again at the start, so that one that a worker said twice,
 #: before and after the subscriber was restarted, is given once.
@@ -167,7 +170,8 @@ class _Seen(ConsumerRebalanceListener):
         self.handled = {}
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Go back a little, to know what was given before."""
+        """Go back a little, to know what was given before; give nothing until then."""
+        self._consumer.pause(*assigned)
         for at in assigned:
             offset = await self._consumer.committed(at)
             if offset is None:
@@ -176,6 +180,7 @@ class _Seen(ConsumerRebalanceListener):
             self._begins[at] = offset
             self._consumer.seek(at, max(first, offset - REMEMBERED))
         self._room = 2 * REMEMBERED * max(len(self._consumer.assignment()), 1)
+        self._consumer.resume(*assigned)
 
     async def records(self) -> AsyncIterator[tuple[TopicPartition, Record]]:
         """Records that were not given before, for ever."""
@@ -205,8 +210,8 @@ class _Seen(ConsumerRebalanceListener):
         if self.handled:
             try:
                 await self._consumer.commit(dict(self.handled))
-            except KafkaError:
-                return
+            except KafkaError as error:
+                log.warning("alerts_not_committed", reason=repr(error))
 
 
 class Client:
