@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from app.core.buckets import FRAUD
+from app.core.drift.sample import pack
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.pending import LOOKED_AT, Join, JoinEffects, Label, moments
@@ -228,8 +229,21 @@ class Stream:
 
     def _whole(self, fact: Example | Summary) -> Example | Summary:
         if isinstance(fact, Summary):
-            means, squares = moments(self.rows[rows_of(fact)][::LOOKED_AT])
-            return msgspec.structs.replace(fact, feature_means=means, feature_squares=squares)
+            part, columns = rows_of(fact), self.columns
+            rows = self.rows[part][::LOOKED_AT]
+            means, squares = moments(rows)
+            return msgspec.structs.replace(
+                fact,
+                feature_means=means,
+                feature_squares=squares,
+                rows=pack(rows),
+                row_ids=columns.ids[part][::LOOKED_AT],
+                row_times_ms=columns.times_ms[part][::LOOKED_AT].tolist(),
+                row_segments={
+                    name: list(map(segment_of, columns.categories[name][part][::LOOKED_AT]))
+                    for name in self.entities.segments
+                },
+            )
         row, columns, entities = row_of(fact), self.columns, self.entities
         keys = [column[row] for column in columns.keys]
         segments = {name: segment_of(columns.categories[name][row]) for name in entities.segments}
@@ -416,7 +430,7 @@ def report(result: Result) -> dict[str, Any]:
         "roc_auc": _or_none(evaluation.roc_auc),
         "brier": _or_none(evaluation.brier),
         "calibration_error": _or_none(evaluation.calibration_error),
-        "drift_alerts": len(result.drifts),
+        "drift_alerts": sum(drift.event == "opened" for drift in result.drifts),
         "model": result.learner.model.__class__.__name__,
         "model_digest": result.learner.digest,
     }

@@ -380,7 +380,21 @@ class LearnerSettings(Table):
     snapshots_kept: int = Field(default=5, ge=1, le=100)
     key: SecretStr = SecretStr("weir-development-key")
     investigators: InvestigatorSettings = InvestigatorSettings()
-    drift_delta: float = Field(default=0.002, gt=0.0, lt=1.0)  # River's default for ADWIN
+
+
+Reaction = Literal["nothing", "faster", "background", "rollback", "page"]
+DriftKind = Literal["feature", "score", "performance", "label", "traffic"]
+
+
+class DriftSettings(Table):
+    """When it is said that the world changed."""
+
+    false_alarms_per_week: Finite = Field(default=0.5, gt=0.0, le=7.0)  # when nothing changes
+    block: SomeTime = 3_600_000  # event time over which means are taken, at least
+    warmup: SomeTime = 14 * 86_400_000  # to learn what is usual; longer where windows still fill
+    learning: Duration = 14 * 86_400_000  # so much longer for what a young model says
+    reaction: Reaction = "nothing"  # what weir does by itself: docs/drift.md
+    reactions: dict[DriftKind, Reaction] = Field(default_factory=dict)  # by kind, where another
 
 
 class EvaluationSettings(Table):
@@ -479,6 +493,7 @@ class Settings(BaseSettings):
     latency: LatencySettings = LatencySettings()
     join: JoinSettings = JoinSettings()
     learner: LearnerSettings = LearnerSettings()
+    drift: DriftSettings = DriftSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     worker: WorkerSettings = WorkerSettings()
     access: AccessSettings = AccessSettings()

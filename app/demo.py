@@ -94,6 +94,9 @@ def _settings(plan: Plan, broker: Embedded | None) -> Settings:
         "WEIR_WORKER__WEB_PORT": str(free_port()),
         "WEIR_WORKER__DATA_DIR": str(plan.directory),
         "WEIR_WORKER__GROUP": f"weir-demo-{os.getpid()}",
+        # The world is steady for nine days of event time, in the shortest demonstration.
+        "WEIR_DRIFT__WARMUP": "5d",
+        "WEIR_DRIFT__LEARNING": "3d",
     }
     if broker is not None:
         told |= {"WEIR_KAFKA__BOOTSTRAP": broker.bootstrap, "WEIR_KAFKA__IDEMPOTENT": "false"}

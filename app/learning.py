@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 from aiokafka import TopicPartition
 from mode import Service
 
 from app import codec
+from app.config import DriftKind
+from app.core.drift.monitor import Terms as DriftTerms
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Terms
+from app.core.features import spans_of
 from app.core.investigators import Investigators
 from app.core.learner import Learner, LearnerEffects
 from app.core.measures.rows import DAY_MS
@@ -60,7 +63,7 @@ def new_learner(settings: Settings, plan: FeaturePlan) -> Learner:
         schema=plan.schema,
         corrections=settings.learner.corrections,
         learnt_max=settings.learner.learnt_max,
-        drift_delta=settings.learner.drift_delta,
+        drift=drift_terms(settings, plan),
         cold_start=told.cold_start,
         calibrates=told.calibrate,
         encoding=Encoding(*plan.encoded, prior=told.target_prior),
@@ -94,6 +97,7 @@ def made_with(settings: Settings) -> dict[str, str]:
         "model": settings.model.model_dump(),
         "evaluation": settings.evaluation.model_dump(exclude={"sources"}),
         "evaluation.sources": sorted(settings.evaluation.sources),
+        "drift": settings.drift.model_dump(),
         "learner.corrections": learner.corrections,
         "learner.investigators": learner.investigators.model_dump(exclude={"sources"}),
         "learner.investigators.sources": sorted(learner.investigators.sources),
@@ -108,6 +112,21 @@ def warn_of_other_settings(learner: Learner, settings: Settings) -> None:
     if differ:
         mend = "they count for a model that is learnt anew: docs/policy.md"
         log.warning("model_was_made_with_other_settings", settings=differ, mend=mend)
+
+
+def drift_terms(settings: Settings, plan: FeaturePlan) -> DriftTerms:
+    """What the learner's monitor is about."""
+    told = settings.drift
+    return DriftTerms(
+        names=plan.names,
+        spans_ms=spans_of(settings.features),
+        segments=settings.transaction.segments,
+        false_alarms_per_week=told.false_alarms_per_week,
+        block_ms=told.block,
+        warmup_ms=told.warmup,
+        learning_ms=told.learning,
+        reactions={kind: told.reactions.get(kind, told.reaction) for kind in get_args(DriftKind)},
+    )
 
 
 def terms_of(settings: Settings) -> Terms:
@@ -291,10 +310,10 @@ class LearnTask:
         out += [outcome_record(topics, outcome) for outcome in followed.outcomes]
         for drift in followed.drifts:
             at = f"{topics.examples.name}/0/{drift.model.position}"
-            identity = f"{at}/{drift.kind}/{drift.subject}"
+            identity = f"{at}/{drift.incident}/{drift.event}"
             headers = codec.headers_of("drift", identity, at)
             value = codec.encode(drift)
-            out.append(Send(topics.drift.name, 0, drift.subject.encode(), value, headers))
+            out.append(Send(topics.drift.name, 0, drift.incident.encode(), value, headers))
         self.stage.metrics.outcomes(followed.outcomes)
 
 

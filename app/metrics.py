@@ -37,8 +37,6 @@ _SCORE: Final = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9,
 #: Seconds: an hour, an investigator's shift, a day, a week, a chargeback's month and quarter.
 _DELAY_S: Final = tuple(h * 3_600.0 for h in (1, 8, 24, 72, 168, 336, 720, 1_440, 2_160))
 
-#: Means below it are alike.
-_SMALL: Final = 1e-9
 
 #: Parts of a record that weir names; whatever else a publisher has is a "field".
 _PARTS: Final = ("value", "key", "schema")
@@ -275,7 +273,7 @@ class Metrics:
         for kind in _words(Drift, "kind"):
             self._drifts.labels(kind)
         self._distance = self._gauge(
-            group, "weir_drift_distance", "Mean now against the steady level, relative to it.",
+            group, "weir_drift_distance", "How far it has moved; an incident opens at 1.",
             "kind", "subject",
         )  # fmt: skip
         self.quality = Quality()
@@ -363,12 +361,10 @@ class Metrics:
         self._position.set(learner.position)
         self.quality.evaluation = learner.evaluation
         for drift in followed.drifts:
-            self._drifts.labels(drift.kind).inc()
-        monitor = learner.monitor
-        for watch in (monitor.scores, monitor.frauds, monitor.legitimate):
-            now, level = watch.detector.estimation, watch.level
-            distance = abs(now - level) / max(now, level, _SMALL)
-            self._distance.labels(watch.kind, watch.subject).set(distance)
+            if drift.event == "opened":
+                self._drifts.labels(drift.kind).inc()
+        for (kind, subject), height in learner.monitor.heights().items():
+            self._distance.labels(kind, subject).set(height)
 
     def labelled(self, records: Iterable[object], published_ms: int, now_ms: int) -> None:
         """Tell how late the labels among some examples came, and how late they are learnt."""

@@ -181,7 +181,7 @@ def _drift(runs: Sequence[Plotted], palette: Palette) -> Figure:
         first = min((day.day for day in days), default=0)
         for drift in drifts:
             at = drift.detected_ms / DAY_MS
-            if at >= first:
+            if at >= first and drift.event == "opened":
                 for axes in (above, below):
                     axes.axvline(at, color=palette.of(i), linewidth=1.0, linestyle=(0, (2, 3)))
     above.set_ylim(bottom=0.0)

@@ -217,6 +217,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     feature_schema: str = ""  # of these
     feature_means: list[float | None] = []  # in schema order; null: never there
     feature_squares: list[float] = []  # sums of squared deviations from those means
+    rows: bytes = b""  # those looked at, packed (``core.drift.sample``)
+    row_ids: list[str] = []  # of their transactions
+    row_times_ms: list[int] = []
+    row_segments: dict[str, list[str]] = {}  # by declared segment
     first_time_ms: int
     last_time_ms: int
     schema_version: int = SCHEMA_VERSION
@@ -281,16 +285,64 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
 
 
+class Bins(msgspec.Struct, frozen=True):
+    """How a feature's values lay before and after; ``edges`` lie between the bins."""
+
+    edges: list[float]
+    before: list[int]  # one more than edges
+    after: list[int]
+
+
+class Drifted(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that moved, and how far."""
+
+    name: str
+    aspect: str  # "level", "spread", "missing" of a feature
+    contribution: float  # share of all that moved, [0, 1]
+    change: float  # in deviations that are usual for it, with its sign
+    since_ms: int  # event time
+    before: float | None = None  # mean, or share where the aspect is "missing"
+    after: float | None = None
+    psi: float | None = None
+    jensen_shannon: float | None = None
+    kolmogorov_smirnov: float | None = None
+    wasserstein: float | None = None  # in the feature's unit
+    bins: Bins | None = None
+
+
+class Concentration(msgspec.Struct, frozen=True):
+    """A part of the traffic that moved more than the rest."""
+
+    segment: str
+    value: str
+    share: float  # of the rows, [0, 1]
+    of_change: float  # of what moved, [0, 1]
+
+
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """The world changed: what, since when, from what to what."""
+    """The world changed: what, since when, from what to what, and what to do.
+
+    One change is one incident: it is opened, updated while it grows, and closed.
+    """
 
     detector: str
-    kind: Literal["score", "performance", "feature"]
-    subject: str  # what drifted
+    kind: Literal["score", "performance", "feature", "label", "traffic"]
+    subject: str  # what drifted most
     before: float
     after: float
     since_ms: int  # event time, estimated onset
-    detected_ms: int  # event time
-    n_examples: int  # learnt when it was detected
+    detected_ms: int  # event time of this record
+    n_examples: int  # learnt by then
     model: ModelVersion
+    incident: str = ""  # equal for all records of one incident
+    event: Literal["opened", "updated", "closed"] = "opened"
+    severity: Literal["info", "warning", "critical"] = "warning"
+    ended: Literal["", "returned", "adopted"] = ""  # as it was, or the new way is the usual one
+    features: list[Drifted] = []  # what moved, most first
+    samples: list[str] = []  # ids of transactions that show it
+    segments: list[Concentration] = []  # where it is concentrated, most first
+    action: str = ""  # what a person should look at first
+    reaction: str = ""  # what weir does by itself, as declared
+    model_before: ModelVersion | None = None  # when it began
+    expected_average_precision: float | None = None  # if scores are the probabilities they claim
     schema_version: int = SCHEMA_VERSION

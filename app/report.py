@@ -119,7 +119,7 @@ def _labels(run: Run) -> dict[str, str]:
         "frauds until caught, median": _number(catch.frauds_median),
         "hours until caught, median": _number(catch.hours_median),
         "hours until caught, 90 %": _number(catch.hours_p90),
-        "drifts": str(len(run.drifts)),
+        "drifts": str(sum(drift.event == "opened" for drift in run.drifts)),
     }
 
 
@@ -200,6 +200,7 @@ def drifts(runs: Sequence[Run]) -> Table:
         ]
         for run in runs
         for d in run.drifts
+        if d.event == "opened"
     ]  # fmt: skip
     return Table("Drifts that were announced", head, made)
 

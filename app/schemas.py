@@ -113,7 +113,7 @@ def schemas_of(settings: Settings) -> dict[str, Schema]:
         ("scores", topics.scores, _schema(Score), "transaction_id"),
         ("alerts", topics.alerts, _schema(Alert), "transaction_id"),
         ("outcomes", topics.outcomes, _schema(LabelOutcome), "transaction_id"),
-        ("drift", topics.drift, _schema(Drift), "subject"),
+        ("drift", topics.drift, _schema(Drift), "incident"),
         (
             "examples",
             topics.examples,

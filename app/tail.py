@@ -176,10 +176,19 @@ def _drift(value: Drift) -> Text:
         (told_time(value.detected_ms), "dim"),
         "  ",
         (f"{value.kind} drift", "bold magenta"),
-        f"  {value.subject} went from {value.before:.4g} to {value.after:.4g}",
+        (f" {value.event}", "red" if value.severity == "critical" else ""),
+        f"  {printable(value.subject)} went from {value.before:.4g} to {value.after:.4g}",
         (f"  since {told_time(value.since_ms)}", "dim"),
         (f"  ({value.detector}, after {value.n_examples:,} examples)", "dim"),
+        _moved(value) if value.event == "opened" else f"  {value.ended}",
     )
+
+
+def _moved(value: Drift) -> Text:
+    """What else moved, and what to do about it."""
+    others = [printable(one.name) for one in value.features if one.name != value.subject][:4]
+    text = Text(f"\n    with {', '.join(others)}" if others else "", style="italic")
+    return text.append(f"\n    {printable(value.action)}" if value.action else "", style="dim")
 
 
 def _outcome(value: LabelOutcome) -> Text:

@@ -19,7 +19,7 @@ from app import tail
 from app.codec import read_score
 from app.core.measures.ranking import Ranking
 from app.publish import Published
-from app.records import LabelOutcome
+from app.records import Drift, LabelOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +41,9 @@ class Tally:
     """What was seen on the topics; labels meet scores here as anyone could let them meet."""
 
     published: Published = field(default_factory=Published)
-    n: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*tail.KINDS, "learn"), 0))
+    n: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys((*tail.KINDS, "learn", "drift_opened"), 0)
+    )
     n_spoilt: int = 0
     latencies_ms: list[int] = field(default_factory=list)
     ranking: Ranking = field(default_factory=Ranking)
@@ -83,6 +85,8 @@ class Tally:
             case "alerts":
                 self.latest = [*self.latest[1 - _LATEST :], tail.text_of(kind, at, record)]
             case "drift":
+                told = msgspec.json.decode(record.value or b"", type=Drift)
+                self.n["drift_opened"] += told.event == "opened"
                 self.drifts.append(tail.text_of(kind, at, record))
             case _:
                 pass
@@ -116,7 +120,7 @@ class Tally:
             "alerts": self.n["alerts"],
             "labels": self.published.labels,
             "learned": self.n["learn"],
-            "drift_alerts": self.n["drift"],
+            "drift_alerts": self.n["drift_opened"],
             "dead_letters": self.n["dead-letters"],
             "average_precision": _rounded(self.ranking.average_precision),
             "average_precision_recent": _rounded(recent.average_precision),

@@ -156,7 +156,11 @@ QUALITY = [
 ]
 
 DRIFT = [
-    Panel("Distance from the steady level", "percentunit", {"{{subject}}": "weir_drift_distance"}),
+    Panel(
+        "How far it has moved: at 100 % an incident opens",
+        "percentunit",
+        {"{{subject}}": "weir_drift_distance"},
+    ),
     Panel("Changes announced, an hour", "short", {"{{kind}}": "increase(weir_drifts_total[1h])"}),
     Panel(
         "Scores",

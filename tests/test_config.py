@@ -39,7 +39,7 @@ def told(tmp_path: Path, text: str) -> Settings:
 FEATURE = '[[features]]\nkind = "window"\nentity = "card_id"\n'
 # what the file says | words of the message
 WRONG: list[tuple[str, tuple[str, ...]]] = [
-    ("colour = 1", ("colour is 1", "not permitted", "expected one of: access, entity, evalua")),
+    ("colour = 1", ("colour is 1", "not permitted", "expected one of: access, drift, ent")),
     ("[kafka]\nbootstrp = 'x'", ('kafka.bootstrp is "x"', "not permitted", "one of: bootstrap")),
     ("[kafka]\nsecurity_protocol = 'TLS'", ('kafka.security_protocol is "TLS"', "'SASL_SSL'")),
     ("[kafka]\nsession_timeout = '30'", ('kafka.session_timeout is "30"', "a duration such as")),
@@ -95,7 +95,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("[worker]\nweb_port = 70000", ("worker.web_port is 70000", "65535")),
     ("[worker]\nlog_level = 'loud'", ('worker.log_level is "loud"', "'warning'")),
     ("[learner]\ncorrections = 'forget'", ('learner.corrections is "forget"', "'rebuild'")),
-    ("[learner]\ndrift_delta = 0", ("learner.drift_delta is 0", "greater than 0")),
+    ("[drift]\nfalse_alarms_per_week = 0", ("drift.false_alarms_per_week is 0", "greater than 0")),
     ("[entity]\nbucket = '0s'", ("entity.bucket", "longer than nothing")),
     ("[entity]\nbuckets_max = -1", ("entity.buckets_max is -1", "greater than or equal to 0")),
     ("[entity]\nhistory_max = 1", ("entity.history_max is 1", "greater than or equal to 8")),

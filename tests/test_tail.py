@@ -82,7 +82,7 @@ def test_every_kind_is_told_in_a_line():
     )  # fmt: skip
     assert "0.250" in text_of("scores", AT, record(score("t", 0.25))).plain
     told = text_of("drift", AT, record(drift)).plain
-    assert "performance drift  loss on frauds went from 0.25 to 0.5" in told
+    assert "performance drift opened  loss on frauds went from 0.25 to 0.5" in told
     assert "since 1970-01-01 00:00:00Z" in told
     told = text_of("outcomes", AT, record(outcome)).plain
     assert "duplicate" in told

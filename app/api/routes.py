@@ -160,7 +160,7 @@ def place_of(cursor: str | None) -> Place | None:
 
 @get("/v1/drift", opt={"role": "read"}, sync_to_thread=False)
 def drift(request: Asked, limit: Limit = 50, cursor: Cursor = None) -> say.Page:
-    """What has changed, newest first."""
+    """Incidents as they were told last, newest first."""
     held = desk_of(request).boards.board.drifts.newest(place_of(cursor))
     return lists.page(held, limit, lambda one: one.drift)
 

@@ -97,7 +97,7 @@ class AlertView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriftView(msgspec.Struct, frozen=True):
-    """A drift as it was told, and when."""
+    """An incident as it was told last, and when."""
 
     drift: Drift
     seen_ms: int
@@ -173,6 +173,11 @@ class Shelf(Generic[T]):
             return None
         return self.held.pop(self.places.pop(0))
 
+    def take(self, place: Place) -> None:
+        """Let one go."""
+        if self.held.pop(place, None) is not None:
+            self.places.remove(place)
+
     def newest(self, before: Place | None = None) -> Iterator[T]:
         """All that stand before a place, newest first."""
         end = len(self.places) if before is None else bisect_left(self.places, before)
@@ -197,6 +202,7 @@ class Board:
         self.versions: OrderedDict[int, Version] = OrderedDict()
         self._alert_at: dict[str, Place] = {}
         self._letter_at: dict[int, Place] = {}
+        self._incident_at: dict[str, Place] = {}
         self._labels: OrderedDict[str, list[LabelView]] = OrderedDict()
 
     def is_news(self, at: Position) -> bool:
@@ -271,7 +277,15 @@ class Board:
             return None
         place = Place(seen_ms, at.partition, at.offset)
         view = DriftView(drift, seen_ms, str(place))
-        self.drifts.put(place, view)
+        # One incident, one entry: as it was told last.
+        before = self._incident_at.pop(drift.incident, None)
+        if before is not None:
+            self.drifts.take(before)
+        if drift.incident:
+            self._incident_at[drift.incident] = place
+        gone = self.drifts.put(place, view)
+        if gone is not None:
+            self._incident_at.pop(gone.drift.incident, None)
         return view
 
     def on_letter(self, at: Position, letter: Letter) -> Letter | None:

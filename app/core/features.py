@@ -122,6 +122,26 @@ class FeaturePlan:
         return rows
 
 
+def spans_of(features: Sequence[Any]) -> tuple[int, ...]:
+    """How far back each feature looks, milliseconds, in the order of their names.
+
+    0: at its transaction alone; -1: it is a function of the time.
+
+    >>> from app.config import CalendarFeature, WindowFeature
+    >>> window = WindowFeature(kind="window", entity="card", stat="mean", windows=("1d",))
+    >>> spans_of([CalendarFeature(kind="calendar", parts=("weekend",)), window])
+    (-1, 86400000)
+    """
+    spans: list[int] = []
+    for feature in features:
+        if feature.kind == "window":
+            other = feature.against if feature.stat in {"peak", "burst"} else 0
+            spans += [max(window, other) + feature.delay for window in feature.windows]
+        else:
+            spans += [-1 if feature.kind == "calendar" else 0] * len(names_of(feature))
+    return tuple(spans)
+
+
 def is_target(feature: Any) -> bool:
     """Whether a feature is a category that stands for the share of frauds known of it."""
     return bool(feature.kind == "category" and feature.encoding == "target")

@@ -13,32 +13,35 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
 from app.core.calibration import Calibration
+from app.core.drift.monitor import Monitor, Terms
+from app.core.drift.reaction import Reactions
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Told, was_fraud
 from app.core.hashing import hash_id
 from app.core.investigators import Lesson
 from app.core.mixture import Mixture
-from app.core.monitor import Monitor
 from app.core.novelty import Novelty
 from app.core.pending import MATURITY
 from app.core.recent import Recent
 from app.core.scoremap import ScoreMap
-from app.records import Drift, Example, LabelOutcome, ModelVersion, Summary, Verdict
+from app.records import Example, LabelOutcome, ModelVersion, Summary, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from app.core.investigators import Investigators
     from app.core.models import Model
-    from app.core.monitor import Change
-    from app.records import Outcome
+    from app.records import Drift, Outcome
 
 
 #: Raised whenever what a learner holds is no longer what an older program wrote.
-FORMAT: Final = 4
+FORMAT: Final = 5
 #: 1,024: shares of frauds move little within, and a line is fitted in half a millisecond.
 REFRESH_EXAMPLES: Final = 1_024
 #: Every 1,024 records of the log the digest is noted, and 64 notes are kept: learners that lie
@@ -60,7 +63,17 @@ class Lessons(NamedTuple):
     """What a batch teaches."""
 
     counted: list[Told]  # scores with their labels, and corrections, which move what was counted
-    taught: list[tuple[Model, Lesson]]  # in the order in which they are learnt, and by whom
+    taught: list[tuple[bool, Lesson]]  # in their order; true: by the model of everything
+
+
+def _columns(
+    lessons: Sequence[Lesson],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Rows, labels and weights of some lessons."""
+    packed, labels, weights, _ = zip(*lessons, strict=True)
+    # Writable, as rows are elsewhere: of what is not, kernels would be compiled again.
+    rows = np.frombuffer(bytearray().join(packed), np.float64).reshape(len(lessons), -1)
+    return rows, np.array(labels, np.bool_), np.array(weights, np.float64)
 
 
 class Trail(NamedTuple):
@@ -94,7 +107,7 @@ class Learner:
     schema: str
     corrections: Literal["ignore", "relearn", "rebuild"] = "ignore"
     learnt_max: int = 65_536
-    drift_delta: float = 0.002
+    drift: Terms = field(default_factory=Terms)
     cold_start: int = 0
     calibrates: bool = False
     encoding: Encoding = field(default_factory=Encoding)
@@ -120,7 +133,8 @@ class Learner:
         self.calibration = Calibration()
         self.scores = ScoreMap()
         self.novelty = Novelty.of(len(self.model.features))
-        self.monitor = Monitor(delta=self.drift_delta)
+        self.monitor = Monitor(self.drift)
+        self.reactions = Reactions(frozenset(self.drift.reactions.values()))
 
     @property
     def version(self) -> ModelVersion:
@@ -170,7 +184,11 @@ class Learner:
                 self._pass_milestone(offset - offset % MILESTONE)
             self.position = offset
             if isinstance(record, Summary):
-                self._watch(record, effects)
+                if drifts := self._watch(record):
+                    # What was learnt before is learnt by the model of before.
+                    self._learn(lessons)
+                    lessons = Lessons([], [])
+                    effects.drifts += [self._react(drift) for drift in drifts]
             elif isinstance(record, Verdict):
                 if _place(record.outcome.origin) not in self.decided:
                     self._decide(record.outcome, effects)
@@ -191,7 +209,7 @@ class Learner:
         if told is None or outcome.outcome != "duplicate" or outcome.label_source in told.sources:
             return
         lesson = told.take(hash_id(outcome.transaction_id))
-        lessons.taught.extend([(self.model, lesson)] if lesson else [])
+        lessons.taught.extend([(True, lesson)] if lesson else [])
 
     def _meet(self, example: Example, lessons: Lessons, effects: LearnerEffects) -> None:
         """Decide what becomes of an example, and who learns it when."""
@@ -206,18 +224,18 @@ class Learner:
         told, lesson = self.investigators, Lesson.of(example)
         if is_news:
             self._account(example, lesson, effects)
-        mine = [(self.model, lesson)] if is_news else []
+        mine = [(True, lesson)] if is_news else []
         if told is None:
             lessons.taught.extend(mine)
             return
-        lessons.taught.extend((self.model, one) for one in told.due(example.label_time_ms))
+        lessons.taught.extend((True, one) for one in told.due(example.label_time_ms))
         if not told.hears(example):
             has_waited = told.take(key) is not None
-            lessons.taught.extend([(self.model, lesson)] if has_waited else mine)
+            lessons.taught.extend([(True, lesson)] if has_waited else mine)
         elif is_news:
-            lessons.taught.append((told.model, lesson))
+            lessons.taught.append((False, lesson))
             late = told.keep(key, lesson, example.label_time_ms)
-            lessons.taught.extend((self.model, one) for one in late)
+            lessons.taught.extend((True, one) for one in late)
 
     def _assess(
         self, example: Example, key: int, before: int | None, effects: LearnerEffects
@@ -267,66 +285,67 @@ class Learner:
         self.n_frauds += example.is_fraud
         told = f"{self.digest}|{example.transaction_id}|{example.is_fraud}|{example.weight!r}|"
         self.digest = hashlib.blake2b(told.encode() + lesson.row, digest_size=8).hexdigest()
-        for change in self.monitor.on_example(example):
-            effects.drifts.append(self._drift(change))
+        above = self.scores.above(example.score) if example.is_fraud else 0.0
+        self.monitor.on_example(example, above, self.version)
 
-    def _watch(self, summary: Summary, effects: LearnerEffects) -> None:
+    def _watch(self, summary: Summary) -> list[Drift]:
         if summary.last_offset <= self.summarised.get(summary.partition, -1):
-            return
+            return []
         self.summarised[summary.partition] = summary.last_offset
         self.scores.update(np.array(summary.bins, np.int64), summary.last_time_ms)
         if summary.n_looked and summary.feature_schema == self.schema:
             means = np.array(summary.feature_means, np.float64)
             self.novelty.merge(summary.n_looked, means, np.array(summary.feature_squares))
-        effects.drifts += [self._drift(change) for change in self.monitor.on_summary(summary)]
+        return self.monitor.on_summary(summary, self.version)
+
+    def _react(self, drift: Drift) -> Drift:
+        """Do what is declared for an incident that opens or closes; return what is told of it."""
+        if drift.event == "opened":
+            self.model = self.reactions.begin(drift.reaction, self.model, drift.since_ms)
+        elif drift.event == "closed" and not self.monitor.incidents:
+            self.reactions.end()
+        self.model.pace = self.reactions.pace
+        return msgspec.structs.replace(drift, reaction=self.reactions.told(drift.reaction))
 
     def _learn(self, lessons: Lessons) -> None:
         self.evaluation.update(lessons.counted)
-        part: list[tuple[Model, Lesson]] = []
-        for model, lesson in lessons.taught:
-            part.append((model, lesson))
-            if model is not self.model:
+        part: list[tuple[bool, Lesson]] = []
+        for is_ours, lesson in lessons.taught:
+            part.append((is_ours, lesson))
+            if not is_ours:
                 continue
             self.n_taught += 1
             if self.n_taught % REFRESH_EXAMPLES == 0:
                 self._teach(part)
                 part = []
-                self.encoding.refresh()
-                if self.calibrates:
-                    self.calibration.fit()
+                self._refresh()
         self._teach(part)
 
-    def _teach(self, part: Sequence[tuple[Model, Lesson]]) -> None:
-        """Teach each model its lessons, in their order; the tables stand still meanwhile."""
-        models = [self.model, *([self.investigators.model] if self.investigators else [])]
-        for model in models:
-            lessons = [lesson for whose, lesson in part if whose is model]
-            if not lessons:
-                continue
-            packed, labels, weighed, said = zip(*lessons, strict=True)
-            # Writable, as rows are elsewhere: of what is not, kernels would be compiled again.
-            rows = np.frombuffer(bytearray().join(packed), np.float64).reshape(len(lessons), -1)
-            is_fraud, weights = np.array(labels, np.bool_), np.array(weighed, np.float64)
-            model.learn_many(self.encoding.apply(rows), is_fraud, weights)
-            if model is self.model:
-                self.encoding.update(rows, is_fraud, weights)
-                if self.calibrates:
-                    raw = np.array(said)
-                    heard = ~np.isnan(raw)
-                    self.calibration.update(raw[heard], is_fraud[heard], weights[heard])
+    def _refresh(self) -> None:
+        """Let all that stands still in between follow what was learnt."""
+        self.encoding.refresh()
+        if self.calibrates:
+            self.calibration.fit()
+        self.model = self.reactions.choose(self.model)
+        if not self.monitor.incidents:
+            self.reactions.keep(self.model, self.monitor.clock_ms)
 
-    def _drift(self, change: Change) -> Drift:
-        return Drift(
-            detector="ADWIN",
-            kind=change.kind,
-            subject=change.subject,
-            before=change.before,
-            after=change.after,
-            since_ms=change.since_ms,
-            detected_ms=change.detected_ms,
-            n_examples=self.n_learned,
-            model=self.version,
+    def _teach(self, part: Sequence[tuple[bool, Lesson]]) -> None:
+        """Teach each model its lessons, in their order; the tables stand still meanwhile."""
+        ours, theirs = (
+            [one for is_ours, one in part if is_ours is whose] for whose in (True, False)
         )
+        if ours:
+            rows, is_fraud, weights = _columns(ours)
+            self.reactions.teach(self.model, self.encoding.apply(rows), is_fraud, weights)
+            self.encoding.update(rows, is_fraud, weights)
+            if self.calibrates:
+                said = np.array([lesson.raw for lesson in ours])
+                heard = ~np.isnan(said)
+                self.calibration.update(said[heard], is_fraud[heard], weights[heard])
+        if theirs and self.investigators:
+            rows, is_fraud, weights = _columns(theirs)
+            self.investigators.model.learn_many(self.encoding.apply(rows), is_fraud, weights)
 
     def __getstate__(self) -> dict[str, Any]:
         """State as plain values, and which program wrote it."""

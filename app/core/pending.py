@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
+from app.core.drift.sample import pack
 from app.core.hashing import hash_id
 from app.core.scoremap import bins_of
 from app.records import Example, LabelOutcome, Position, Summary
@@ -389,8 +390,9 @@ class Join:
         run, self._run = self._run, []
         schema = run[-1].feature_schema  # a run may begin before a change of the features
         some = [scored for scored in run[::LOOKED_AT] if scored.feature_schema == schema]
-        looked = [scored.whole().features for scored in some]
-        means, squares = moments(np.array(looked, np.float64))
+        looked = [scored.whole() for scored in some]
+        rows = np.array([score.features for score in looked], np.float64)
+        means, squares = moments(rows)
         effects.examples.append(
             Summary(
                 partition=at.partition,
@@ -403,6 +405,10 @@ class Join:
                 feature_schema=schema,
                 feature_means=means,
                 feature_squares=squares,
+                rows=pack(rows),
+                row_ids=[score.transaction_id for score in looked],
+                row_times_ms=[score.time_ms for score in looked],
+                row_segments=_columns_of([score.segments for score in looked]),
                 bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
                 first_time_ms=min(s.time_ms for s in run),
                 last_time_ms=max(s.time_ms for s in run),
@@ -431,6 +437,12 @@ def _pruned(
     if len(heap) <= _room(n):
         return heap
     return sorted({one for one in heap if is_alive(*one)})  # a sorted list is a heap
+
+
+def _columns_of(segments: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Segments of several scores, by name; a score without one has an empty value."""
+    names = sorted({name for told in segments for name in told})
+    return {name: [told.get(name, "") for told in segments] for name in names}
 
 
 def moments(rows: NDArray[np.float64]) -> tuple[list[float | None], list[float]]:

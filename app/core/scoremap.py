@@ -57,6 +57,12 @@ class ScoreMap:
         self.counts += np.bincount(bins, minlength=BINS)
         self.time_ms = max(self.time_ms, time_ms)
 
+    def above(self, score: float) -> float:
+        """Share of the scores lately seen that are higher, [0, 1]; half of its own bin counts."""
+        at = int(bins_of(np.array([score]))[0])
+        higher = self.counts[at + 1 :].sum() + self.counts[at] / 2.0
+        return float(higher / max(self.counts.sum(), 1e-9))
+
     def line(self, alerts_per_day: float) -> float | None:
         """The lowest score above which no more than ``alerts_per_day`` lie a day.
 

@@ -61,7 +61,10 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         kafka = stack.enter_context(cluster())
         blocked = {"card_id": [STOLEN, HOSTILE["card_id"]]}
         world = World(
-            kafka.bootstrap, tmp_path_factory.mktemp("console"), policy={"block": blocked}
+            kafka.bootstrap,
+            tmp_path_factory.mktemp("console"),
+            policy={"block": blocked},
+            drift={"warmup": "2d", "learning": "0s"},
         )
         stack.callback(world.close)
         yield Stage(kafka, world, asyncio.run(_begin(world)))

@@ -115,8 +115,7 @@ def test_batches_make_no_difference(seed):
     log, rng = log_of(seed, 300), random.Random(seed)
     learners, words = [], []
     for size in (1, 300, None):
-        learner, said, at = learner_of(drift_delta=0.5), list[Any](), 0
-        learner.monitor.warmup = 10
+        learner, said, at = learner_of(), list[Any](), 0
         while at < len(log):
             step = size or rng.randint(1, 50)
             effects = learner.apply(log[at : at + step])
@@ -261,7 +260,7 @@ def test_summary_of_a_run_is_watched_once():
     learner.apply(
         [(0, summary(0, 9)), (1, summary(0, 9)), (2, summary(5, 9)), (3, summary(10, 19))]
     )
-    assert 2 == len(learner.monitor.scores.times_ms)
+    assert 20 == learner.monitor.n_scores
     assert {0: 19} == learner.summarised
 
 

@@ -387,7 +387,7 @@ class Judge:
             yield f"learner {whose}: taught {got.n_taught}, not {want.n_taught}"
         if got.trust != want.trust or not np.array_equal(got.novelty.means, want.novelty.means):
             yield f"learner {whose}: another novelty"
-        if got.monitor.scores.detector.width != want.monitor.scores.detector.width:
+        if not np.array_equal(got.monitor.block.sums, want.monitor.block.sums):
             yield f"learner {whose}: another monitor"
         if (got.evaluation.n, got.n_frauds) != (want.evaluation.n, want.n_frauds):
             yield f"learner {whose}: another count"

@@ -89,9 +89,9 @@ def learner_forgets_ids() -> AbstractContextManager[Any]:
 def summaries_count_again() -> AbstractContextManager[Any]:
     """The monitor takes a summary that is delivered again for a new one."""
 
-    def mutated(real: Any, learner: Learner, summary: Any, effects: Any) -> Any:
+    def mutated(real: Any, learner: Learner, summary: Any) -> Any:
         learner.summarised.clear()
-        return real(learner, summary, effects)
+        return real(learner, summary)
 
     return _around(Learner, "_watch", mutated)
 

@@ -3,7 +3,7 @@
 import { url } from "../api.js";
 import { histogram } from "../chart.js";
 import { fill, h, paced } from "../dom.js";
-import { ago, figure, moment, plural, version } from "../format.js";
+import { NONE, ago, figure, moment, plural, version } from "../format.js";
 import { watch } from "../live.js";
 import { empty, fetched, stat, tag, waiting } from "../parts.js";
 import { title as nameOf } from "../words.js";
@@ -12,17 +12,15 @@ export const title = "Drift";
 
 const KINDS = {
   score: "The scores changed", performance: "The model's mistakes changed", feature: "What comes in changed",
-  label: "The labels changed", schema: "The records changed", estimate: "The model is expected to do worse",
+  label: "The labels changed", traffic: "The traffic changed",
 };
 const MEANS = {
   score: "Scores lie elsewhere than before, though no label says yet whether they are right. Look at what comes in: a service, a season, an attack.",
-  performance: ({ before, after }) => `By labels, the model errs ${after > before ? "more" : "less"} than it did. It goes on learning; watch the quality by day.`,
+  performance: "By labels, the model errs otherwise than it did. It goes on learning; watch the quality by day.",
   feature: "Values of a feature lie elsewhere than before. Ask the service that sends it whether it changed.",
   label: "Frauds are confirmed more or less often, earlier or later than before.",
-  schema: "Fields came, went or changed their type. Ask the service that publishes.",
+  traffic: "More or fewer transactions come than usual at this hour. Compare with what publishers say they sent.",
 };
-
-const means = (item) => (typeof MEANS[item.kind] === "function" ? MEANS[item.kind](item) : MEANS[item.kind]);
 
 let view = null;
 
@@ -45,7 +43,7 @@ export function turn(argument) {
   paint();
 }
 
-const idOf = (item) => item.incident ?? item.cursor;
+const idOf = (item) => item.incident || item.cursor;
 
 function step(by) {
   const at = view.items.findIndex((item) => idOf(item) === view.of);
@@ -64,7 +62,7 @@ function paint() {
   const chosen = items.find((item) => idOf(item) === view.of) ?? items[0];
   fill(side, h("ul.incidents", null, items.map((item) => h("li", null,
     h("a", { href: `#/drift/${encodeURIComponent(idOf(item))}`, "aria-current": item === chosen ? "true" : null },
-      h("span.kind", null, tag(item.kind), item.severity && tag(item.severity), item.status && tag(item.status)),
+      h("span.kind", null, tag(item.kind), tag(item.severity), tag(item.ended || item.event)),
       h("b", null, nameOf(item.subject)), h("span.change", null, `${figure(item.before)} → ${figure(item.after)}`),
       h("small", null, `${moment(item.detected_ms)} UTC, seen ${ago(item.seen_ms)}`))))));
   detail(chosen);
@@ -78,9 +76,10 @@ function detail(item) {
       h("h2", null, `${KINDS[item.kind] ?? "Something changed"}: ${nameOf(item.subject)}`),
       h("p.note", null, `since about ${moment(item.since_ms)} UTC, noticed ${lateness(item)} later`))),
     h("div.beforeafter", null, pair("Before", item.before), h("span.arrow", { "aria-hidden": "true" }, "→"), pair("After", item.after), h("p.note", null, moved(item))),
-    h("p", null, item.action ?? item.suggestion ?? means(item)),
+    h("p", null, item.action || MEANS[item.kind]),
     affected(item),
-    h("dl.stats", null, stat("Detector", item.detector), stat("Learnt until then", figure(item.n_examples), "examples"), stat("Model", h("code", null, version(item.model)))),
+    h("dl.stats", null, stat("Detector", item.detector), stat("Learnt until then", figure(item.n_examples), "examples"), stat("Model", h("code", null, version(item.model))), stat("Model before", h("code", null, item.model_before ? version(item.model_before) : NONE)), stat("Reaction", item.reaction || NONE)),
+    where(item),
     samples(item));
 }
 
@@ -97,24 +96,28 @@ function moved({ before, after }) {
   return times >= 1 ? `${figure(times)} times what it was` : `${figure(100 * (1 - times))} % less than it was`;
 }
 
-function affected(item) {
-  const told = item.features ?? [];
-  if (!told.length) return item.histogram ? draw(item.subject, item.histogram) : null;
-  return h("section", null, h("h3", null, "What changed most"), told.slice(0, 6).map((one) => h("div.feature", null,
-    h("p", null, h("b", null, nameOf(one.feature ?? one.name)), " ", h("small", null, one.distance === undefined ? "" : `moved by ${figure(one.distance)}`)), draw(one.feature ?? one.name, one))));
+function affected({ features }) {
+  return features.length > 0 && h("section", null, h("h3", null, "What changed most"), features.slice(0, 6).map((one) => h("div.feature", null,
+    h("p", null, h("b", null, nameOf(one.name)), " ", h("small", null, `${one.aspect}, ${figure(100 * one.contribution)} % of the change`)), one.bins && draw(one.name, one.bins))));
 }
 
-function draw(name, { before, after, edges }) {
-  const at = edges ?? before?.edges;
-  const [was, is] = [before?.counts ?? before, after?.counts ?? after];
-  if (!Array.isArray(at) || !Array.isArray(was) || !Array.isArray(is) || at.length !== was.length + 1) return null;
-  const chart = histogram(`${name} before and after`, at, was, is);
+// The outermost bins have no end; they are drawn as wide as their neighbours.
+function draw(name, { edges, before, after }) {
+  if (!edges.length) return null;
+  const last = edges.length - 1;
+  const wide = [edges[0] - ((edges[1] ?? edges[0] + 1) - edges[0]), ...edges, edges[last] + (edges[last] - (edges[last - 1] ?? edges[last] - 1))];
+  const chart = histogram(`${name} before and after`, wide, before, after);
   view.charts.push(chart);
   return [chart.element, h("p.legend", null, h("span", { data: { of: "before" } }, "before"), h("span", { data: { of: "after" } }, "after"))];
 }
 
+function where({ segments }) {
+  return segments.length > 0 && h("section", null, h("h3", null, "Where"), h("ul.plain", null, segments.map((one) =>
+    h("li", null, h("code", null, `${one.segment} ${one.value || "missing"}`), ` has ${figure(100 * one.share)} % of the rows and ${figure(100 * one.of_change)} % of the change`))));
+}
+
 function samples(item) {
-  const ids = item.samples ?? item.sample_ids ?? [];
+  const ids = item.samples;
   return ids.length > 0 && h("section", null, h("h3", null, "For example"), h("ul.plain", null, ids.slice(0, 10).map((id) =>
     h("li", null, h("a", { href: `#/explain/${encodeURIComponent(id)}` }, h("code", null, id))))));
 }

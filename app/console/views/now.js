@@ -150,8 +150,8 @@ async function incidents(root, signal) {
     const { items } = await get(url("/v1/drift", { limit: 3 }));
     if (signal.aborted) return;
     fill(root, items.length ? h("ul.lately", null, items.map((item) => h("li", null,
-      h("a", { href: `#/drift/${encodeURIComponent(item.incident ?? item.cursor)}` }, h("span", null, nameOf(item.subject)), h("b", null, `${figure(item.before)} → ${figure(item.after)}`),
-        h("small", null, `${item.kind}, since ${date(item.since_ms)}`))))) : empty("Nothing has drifted", "Incidents open here by themselves."));
+      h("a", { href: `#/drift/${encodeURIComponent(item.incident || item.cursor)}` }, h("span", null, nameOf(item.subject)), h("b", null, `${figure(item.before)} → ${figure(item.after)}`),
+        h("small", null, `${item.kind}, ${item.event}, since ${date(item.since_ms)}`))))) : empty("Nothing has drifted", "Incidents open here by themselves."));
   } catch {
     if (!signal.aborted && !root.firstChild) fill(root, empty("Not known", "The worker does not answer."));
   }

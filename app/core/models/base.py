@@ -29,6 +29,8 @@ class Model(base.Classifier):
     """
 
     features: Sequence[str]
+    #: How much faster than usual it should follow: examples weigh so many times what they do.
+    pace: float = 1.0
 
     def score_many(self, rows: Rows) -> Floats:
         """Scores in [0, 1], shape (n,), of rows of shape (n, d); changes nothing."""
@@ -41,6 +43,23 @@ class Model(base.Classifier):
 
         Raises ValueError, with nothing learnt, on a wrong shape or a value out of range.
         """
+        self._learn(*self._checked(rows, is_fraud, weights))
+
+    def blank(self) -> "Model":
+        """A model of the same kind and parameters that has learnt nothing."""
+        new: Model = self.clone()
+        return new
+
+    def learn_told_many(
+        self, rows: Rows, is_fraud: npt.ArrayLike, weights: npt.ArrayLike | None = None
+    ) -> Floats:
+        """As ``learn_many``; return the margin that each row had just before it was learnt."""
+        return self._learn_prequential(*self._checked(rows, is_fraud, weights))
+
+    def _checked(
+        self, rows: Rows, is_fraud: npt.ArrayLike, weights: npt.ArrayLike | None
+    ) -> tuple[Floats, Flags, Floats]:
+        """What is to be learnt, at the model's pace."""
         table = self.checked_rows(rows)
         flags = np.asarray(is_fraud)
         scale = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -56,7 +75,7 @@ class Model(base.Classifier):
         if not (np.isfinite(scale) & (scale >= 0.0)).all():
             msg = "weights hold a negative or non-finite number; expected finite numbers >= 0"
             raise ValueError(msg)
-        self._learn(table, flags.astype(np.int8), np.ascontiguousarray(scale))
+        return table, flags.astype(np.int8), np.ascontiguousarray(scale * self.pace)
 
     def margin_many(self, rows: Rows) -> Floats:
         """Log-odds behind the scores, shape (n,); finite."""

@@ -79,6 +79,12 @@ class _Ensemble(Model):
 
     members: Sequence[Model]
 
+    def blank(self) -> Model:
+        """The same of members that have learnt nothing."""
+        new = self.clone()
+        new.members = [member.blank() for member in self.members]
+        return new
+
     def _set_members(self, members: Sequence[Model]) -> None:
         if not members or len({tuple(member.features) for member in members}) != 1:
             msg = f"{len(members)} members; expected at least one, all of the same features"

@@ -150,7 +150,7 @@ class Forest(Model):
             self._table,
             self.n_frauds,
             self.legitimate_per_fraud,
-            self.kept_per_tree,
+            max(1, round(self.kept_per_tree / self.pace)),
             min(d, self.n_asked or math.ceil(d / 4)),
             self.n_thresholds,
             self.min_leaf,
