@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from river.datasets import synth as river
 from river.datasets.base import SyntheticDataset
 
-from app.config import Settings, load
+from app.config import NumberFeature, Settings, load
 from app.files import Columns, read_columns
 from app.synth import World, rows, simulate
 
@@ -189,7 +189,7 @@ def river_cases(seed: int, per_day: int, days: int = 50) -> Iterator[Case]:
     at = 38 * per_day
 
     def drifting(before: SyntheticDataset, after: SyntheticDataset) -> SyntheticDataset:
-        return river.ConceptDriftStream(before, after, seed=seed, position=at, width=at // 100)
+        return river.ConceptDriftStream(before, after, seed=seed, position=at, width=at / 100)
 
     made: tuple[tuple[str, Callable[[], SyntheticDataset], bool], ...] = (
         (
@@ -225,9 +225,13 @@ def river_case(  # noqa: PLR0913, PLR0917 - a stream in words
     """One of River's streams as transactions of numbers alone."""
     drawn = list(stream.take(n))
     fields = tuple(f"x{i}" for i in range(len(drawn[0][0])))
-    features = [{"kind": "number", "field": field} for field in fields]
-    base = load(profile="stream", transaction={"numbers": fields}, model={"name": "logistic"})
-    settings = type(base)(**{**base.model_dump(exclude={"features"}), "features": features})
+    features = [NumberFeature(kind="number", field=field) for field in fields]
+    settings = load(
+        profile="stream",
+        transaction={"numbers": fields},
+        features=features,
+        model={"name": "logistic"},
+    )
     values = np.array([list(x.values()) for x, _ in drawn], np.float64)
     rng = np.random.default_rng(seed)
     times = World().start_ms + np.sort(rng.integers(0, n * DAY_MS // per_day, n))
