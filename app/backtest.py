@@ -22,7 +22,7 @@ from app.core.buckets import FRAUD
 from app.core.drift.sample import pack
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
-from app.core.pending import LOOKED_AT, Join, JoinEffects, Label, moments
+from app.core.pending import Join, JoinEffects, Label, moments, step_of
 from app.core.scoremap import bins_of
 from app.core.scoring import Batch, Champion, fold_entity, segment_of
 from app.files import UNLABELLED
@@ -229,18 +229,19 @@ class Stream:
 
     def _whole(self, fact: Example | Summary) -> Example | Summary:
         if isinstance(fact, Summary):
-            part, columns = rows_of(fact), self.columns
-            rows = self.rows[part][::LOOKED_AT]
+            step = step_of(fact.n, fact.last_time_ms - fact.first_time_ms)
+            part, columns = rows_of(fact, step), self.columns
+            rows = self.rows[part]
             means, squares = moments(rows)
             return msgspec.structs.replace(
                 fact,
                 feature_means=means,
                 feature_squares=squares,
                 rows=pack(rows),
-                row_ids=columns.ids[part][::LOOKED_AT],
-                row_times_ms=columns.times_ms[part][::LOOKED_AT].tolist(),
+                row_ids=columns.ids[part],
+                row_times_ms=columns.times_ms[part].tolist(),
                 row_segments={
-                    name: list(map(segment_of, columns.categories[name][part][::LOOKED_AT]))
+                    name: list(map(segment_of, columns.categories[name][part]))
                     for name in self.entities.segments
                 },
             )
@@ -260,9 +261,9 @@ def row_of(example: Example) -> int:
     return int(example.raw)
 
 
-def rows_of(summary: Summary) -> slice:
-    """Which rows a summary is about: in a file, row and offset are one."""
-    return slice(summary.first_offset, summary.last_offset + 1)
+def rows_of(summary: Summary, step: int = 1) -> slice:
+    """Which rows a summary is about, or one in ``step``: in a file, row and offset are one."""
+    return slice(summary.first_offset, summary.last_offset + 1, step)
 
 
 class Lane:

@@ -45,8 +45,12 @@ if TYPE_CHECKING:
 #: costs a two-hundredth of theirs.
 SUMMARY_SCORES = 256
 
-#: One in 8: their means are those of millions, and to read the features costs as much as the rest.
+#: One in 8, where traffic is high: their means are those of millions, and to read the features
+#: costs as much as the rest.
 LOOKED_AT = 8
+#: All of them below 1,024 an hour and partition: there a change shows as soon as rows can tell it.
+_ROWS_AN_HOUR = 1_024.0
+_HOUR_MS = 3_600_000
 
 MATURITY = "maturity"
 
@@ -389,7 +393,9 @@ class Join:
             return
         run, self._run = self._run, []
         schema = run[-1].feature_schema  # a run may begin before a change of the features
-        some = [scored for scored in run[::LOOKED_AT] if scored.feature_schema == schema]
+        first_ms, last_ms = min(s.time_ms for s in run), max(s.time_ms for s in run)
+        step = step_of(len(run), last_ms - first_ms)
+        some = [scored for scored in run[::step] if scored.feature_schema == schema]
         looked = [scored.whole() for scored in some]
         rows = np.array([score.features for score in looked], np.float64)
         means, squares = moments(rows)
@@ -410,8 +416,8 @@ class Join:
                 row_times_ms=[score.time_ms for score in looked],
                 row_segments=_columns_of([score.segments for score in looked]),
                 bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
-                first_time_ms=min(s.time_ms for s in run),
-                last_time_ms=max(s.time_ms for s in run),
+                first_time_ms=first_ms,
+                last_time_ms=last_ms,
             )
         )
 
@@ -443,6 +449,16 @@ def _columns_of(segments: list[dict[str, str]]) -> dict[str, list[str]]:
     """Segments of several scores, by name; a score without one has an empty value."""
     names = sorted({name for told in segments for name in told})
     return {name: [told.get(name, "") for told in segments] for name in names}
+
+
+def step_of(n: int, span_ms: int) -> int:
+    """One in how many of n scores, whose times span so much, has its features looked at.
+
+    >>> step_of(256, 10 * 3_600_000), step_of(256, 300_000), step_of(256, 1_000)
+    (1, 3, 8)
+    """
+    an_hour = n * _HOUR_MS / max(span_ms, 1)
+    return min(max(round(an_hour / _ROWS_AN_HOUR), 1), LOOKED_AT)
 
 
 def moments(rows: NDArray[np.float64]) -> tuple[list[float | None], list[float]]:

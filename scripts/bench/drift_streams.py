@@ -43,6 +43,11 @@ LABELS: Final = frozenset(
 )  # fmt: skip
 QUALITY: Final = frozenset({"rank of frauds", "precision of alerts", "calibration"})
 SCORES: Final = frozenset({"mean score", "share of alerts"})
+#: What frauds look like, where their pattern changed: by any feature.
+FRAUDS: Final = frozenset(
+    f"{name} of frauds"
+    for name in (*AMOUNTS, *COUNTS, *TERMINALS, *RISKS, "TX_DURING_NIGHT", "TX_DURING_WEEKEND")
+)
 TRAFFIC: Final = frozenset({"transactions an hour"})
 
 
@@ -139,7 +144,9 @@ def handbook_cases(seed: int, share: int) -> Iterator[Case]:
     yield Case("handbook steady", settings, columns, due)
     yield case("amount", amounts_times(columns, is_after, 1.5), AMOUNTS, due)
     yield case("group", new_tokens(columns, is_after), CARDS, due)
-    yield case("pattern", other_frauds(columns, is_after, seed), QUALITY | RISKS | SCORES, due)
+    yield case(
+        "pattern", other_frauds(columns, is_after, seed), QUALITY | RISKS | SCORES | FRAUDS, due
+    )
     yield case("delay", columns, LABELS | RISKS, np.where(is_after, due + 10 * DAY_MS, due))
 
 
@@ -165,7 +172,7 @@ def simulator_cases(seed: int, per_day: float) -> Iterator[Case]:
     """The simulator's own scenarios."""
     settings = load(profile="handbook", model={"name": "logistic"})
     moment = World().start_ms + MOMENT_DAY * DAY_MS
-    everything = AMOUNTS | COUNTS | TERMINALS | RISKS | QUALITY | LABELS | SCORES | TRAFFIC
+    everything = AMOUNTS | COUNTS | TERMINALS | RISKS | QUALITY | LABELS | SCORES | TRAFFIC | FRAUDS
     for scenario, causes in (
         ("steady", frozenset[str]()),
         ("drift", everything - TRAFFIC - TERMINALS),
@@ -245,5 +252,6 @@ def river_case(  # noqa: PLR0913, PLR0917 - a stream in words
         labels=np.array([int(y) for _, y in drawn], np.int8),
     )
     causes = QUALITY | SCORES | LABELS | {"scores of the legitimate"}
+    causes = causes | frozenset(f"{field} of frauds" for field in fields)
     causes = causes | frozenset(fields) if moves_features else causes
     return Case(name, settings, columns, delays(columns, seed), int(times[at]), causes, 29)

@@ -224,6 +224,23 @@ def test_frauds_that_are_no_longer_found_are_performance_drift():
     assert all(name.startswith("e") for name in first.samples)
 
 
+def test_frauds_that_look_otherwise_are_told_by_the_feature_that_shows_it():
+    """A new pattern: frauds at another hour, scored as before; a fraud has gaps, too."""
+    rng = np.random.default_rng(3)
+
+    def change(day: int, given: dict[str, Any]) -> None:
+        row = rng.normal(size=D)
+        if day >= 40 and given["is_fraud"]:
+            row[4] += 2.0
+        given["features"] = [None, *row[1:].tolist()]
+
+    first = with_labels(change)[-1]
+    assert ("label", "f4 of frauds") == (first.kind, first.subject)
+    assert first.features[0].aspect == "profile"
+    assert 40 * DAY_MS <= first.detected_ms < 43 * DAY_MS
+    assert "f4 of frauds" in first.action
+
+
 def test_labels_that_come_later_are_label_drift():
     """Three days more, and nothing else."""
 

@@ -347,6 +347,19 @@ def test_summary_is_read_as_it_was_meant():
     assert (100, 155) == (summary.first_time_ms, summary.last_time_ms)
 
 
+@pytest.mark.parametrize(
+    ("an_hour", "looked"), [(25, 256), (1_000, 256), (4_000, 64), (90_000, 32)]
+)
+def test_all_rows_are_looked_at_where_traffic_is_low(an_hour, looked):
+    """From all of them to one in eight, by how many come in an hour of event time."""
+    join, effects = Join(maturity_ms=1_000, forget_ms=1_000, early_ms=1_000), JoinEffects()
+    for i in range(SUMMARY_SCORES):
+        score = score_of(f"t{i}", i * 3_600_000 // an_hour)
+        join.on_score(score, Position("scores", 0, i), effects)
+    summary = next(one for one in effects.examples if isinstance(one, Summary))
+    assert looked == summary.n_looked == len(summary.row_ids) == len(summary.row_times_ms)
+
+
 def test_run_over_a_change_of_features_looks_at_the_newer_ones():
     """Scores of two schemas may stand in one run; only those of the last are looked at."""
     join, effects = Join(maturity_ms=1_000, forget_ms=1_000, early_ms=1_000), JoinEffects()

@@ -41,6 +41,7 @@ ACTIONS: Final = {
     "score": "see whether features moved too; if not, compare the model with an older snapshot",
     "performance": "look at missed frauds for a new pattern; a challenger may be due",
     "label": "ask whoever sends labels: a delay, a drought, another policy change what is learnt",
+    "profile": "look at the latest frauds for a new pattern: {0} is not what it was",
     "traffic": "compare with what publishers say they sent",
 }
 

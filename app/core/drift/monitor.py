@@ -55,6 +55,8 @@ _VERSIONS_MAX: Final = 64
 _FRAUDS_MAX: Final = 32
 #: A mixture of labels is known after so many.
 _FEW, _SOME, _MANY = 20.0, 50.0, 200.0
+#: Frauds are what is rarest, and a mean of eight is about normal once outliers are drawn in.
+_PROFILE: Final = 8.0
 #: Scores are all looked at.
 _SCORES: Final = 256.0
 
@@ -101,6 +103,11 @@ def channels_of(terms: Terms) -> tuple[tuple[Channel, ...], tuple[int, ...]]:
         Channel("performance", "calibration", "performance", _LITTLE, _MANY, learns),
         Channel("performance", "scores of the legitimate", "performance", _LITTLE, _MANY, learns),
     ]
+    # What frauds look like, by every feature, the clock's too: a new pattern shows here first.
+    told += [
+        Channel("label", f"{name} of frauds", "profile", _LITTLE, _PROFILE, max(span, learns))
+        for name, span in zip(terms.names, terms.spans_ms, strict=True)
+    ]
     return tuple(told), watched
 
 
@@ -118,6 +125,7 @@ def channels_of(terms: Terms) -> tuple[tuple[Channel, ...], tuple[int, ...]]:
     _CALIBRATION,
     _LEGITIMATE,
 ) = range(12)
+_OTHERS: Final = 12
 
 
 @dataclass
@@ -207,6 +215,7 @@ class Monitor:
         if example.is_fraud:
             rank = -float(np.log10(max(above, 1e-6)))
             self._add(_RANK, hour, rank)
+            self._add_profile(example, hour)
             self.frauds.append((rank, example.transaction_id))
         else:
             odds = np.log(max(example.score, 1e-6) / max(1.0 - example.score, 1e-6))
@@ -228,6 +237,16 @@ class Monitor:
 
     def _add(self, which: int, hour: int, value: float, weight: float = 1.0) -> None:
         self.block.add_one(self.n_own + which, hour, value, weight)
+
+    def _add_profile(self, example: Example, hour: int) -> None:
+        """Add what a fraud looks like, in a scale that draws outliers in."""
+        at = self.n_own + _OTHERS
+        if len(example.features) != len(self.channels) - at:
+            return
+        values = np.arcsinh(np.array(example.features, np.float64))
+        there = np.isfinite(values)
+        self.block.n[hour, at:] += there
+        self.block.sums[hour, at:] += np.where(there, values, 0.0)
 
     def _begin(self, time_ms: int, model: ModelVersion) -> None:
         if self.begun_ms < 0:
