@@ -241,6 +241,14 @@ def test_frauds_that_look_otherwise_are_told_by_the_feature_that_shows_it():
     assert "f4 of frauds" in first.action
 
 
+def test_label_by_another_clock_does_not_say_when_the_stream_began():
+    """An analyst labels today what was replayed from last year; the replay is watched at once."""
+    monitor = monitor_of()
+    given = {"time_ms": 0, "label_time_ms": 400 * DAY_MS, "is_fraud": True}
+    monitor.on_example(an_example("early", **given), 0.1, VERSION)
+    assert opened(heard(monitor, summaries(1, 40, moved(2, 1.5))))
+
+
 def test_labels_that_come_later_are_label_drift():
     """Three days more, and nothing else."""
 

@@ -209,7 +209,7 @@ class Monitor:
         """
         self.n_examples += 1
         is_label = example.label_source != "maturity"
-        self._begin(example.label_time_ms, model)
+        self._begin(example.time_ms, model)
         hour = int(example.label_time_ms % DAY_MS * HOURS // DAY_MS)
         self._add(_CALIBRATION, hour, float(example.is_fraud) - example.score)
         if example.is_fraud:
