@@ -27,7 +27,7 @@ def environment_problem() -> str | None:
     if stamp.exists() and stamp.read_text() == want:
         return None
     err.print(f"making {VENV.name} from {LOCK.name}, once")
-    venv.create(VENV, with_pip=True)
+    venv.create(VENV, with_pip=True, clear=True)
     uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--python", str(PYTHON)]
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install"]
     problem = ""
