@@ -103,11 +103,13 @@ async def paced(contender: Contender, load: Load, where: Where, advance: Any) ->
             receiver = Receiver(consumer, [orjson.loads(p.value)["transaction_id"] for p in timed])
             topic = trial.topics.transactions.name
             given = {"settings": trial.settings, "topic": topic, "payments": timed}
-            (trial.folder / "input").write_bytes(pickle.dumps(given))
-            start_s, before = time.monotonic() + _LEAD_S, cpu(*trial.pids)
-            async with _producer(trial.folder / "input", start_s, load.rate) as producer:
-                await receiver.run(start_s + load.n / load.rate + _LATE_S, advance)
-                said, _ = await asyncio.wait_for(producer.communicate(), _LATE_S)
+            with tempfile.NamedTemporaryFile(prefix="weir-speed-") as file:
+                file.write(pickle.dumps(given))
+                file.flush()
+                start_s, before = time.monotonic() + _LEAD_S, cpu(*trial.pids)
+                async with _producer(Path(file.name), start_s, load.rate) as producer:
+                    await receiver.run(start_s + load.n / load.rate + _LATE_S, advance)
+                    said, _ = await asyncio.wait_for(producer.communicate(), _LATE_S)
             used = cpu(*trial.pids).since(before)
         finally:
             await consumer.stop()
