@@ -14,7 +14,7 @@ from mode import Service
 
 from app import codec
 from app.config import DriftKind
-from app.core.drift.monitor import Terms as DriftTerms
+from app.core.drift.channels import Terms as DriftTerms
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Terms
 from app.core.features import spans_of

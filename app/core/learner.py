@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from app.core.calibration import Calibration
-from app.core.drift.monitor import Monitor, Terms
+from app.core.drift.channels import Terms
+from app.core.drift.monitor import Monitor
 from app.core.drift.reaction import Reactions
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Told, was_fraud

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from app.core.drift import distances
 from app.core.drift.budget import Budget
+from app.core.drift.channels import Terms
 from app.core.drift.grid import BINS, Grid
-from app.core.drift.monitor import Monitor, Terms
+from app.core.drift.monitor import Monitor
 from app.core.drift.reaction import FASTER, Reactions, Rival
 from app.core.drift.sample import pack, unpack
 from app.core.drift.watch import DAY_MS, HOURS, Block

@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from app.core.drift import channels as at
 from app.core.drift.budget import Budget
+from app.core.drift.channels import HOUR_MS, Terms, channels_of
 from app.core.drift.estimate import Estimate
 from app.core.drift.grid import ASPECTS, Grid
 from app.core.drift.incidents import Evidence, Incident, severity_of
 from app.core.drift.memory import PER_BLOCK, Memory, Named
 from app.core.drift.sample import unpack
-from app.core.drift.watch import DAY_MS, HOURS, Block, Channel, Watch, hour_of
+from app.core.drift.watch import DAY_MS, HOURS, Block, Watch, hour_of
 from app.core.scoremap import BINS, REACH
 
 if TYPE_CHECKING:
     from app.records import Drift, Example, ModelVersion, Summary
 
-HOUR_MS: Final = 3_600_000
-#: Rows of features that a mean of a block is made of: one summary at least.
-_ROWS: Final = 32
 #: A grid from fewer rows has bins of noise.
 _GRID_ROWS: Final = 128
 #: Rows are folded when so many have come: a block of any length takes little memory.
@@ -46,86 +45,9 @@ _CALM: Final = 0.5
 _OPEN_MAX: Final = 4
 #: Bins are not placed anew while something may be rising.
 _CALM_GRID: Final = 0.8
-#: Variance of a row: of a feature that differs from its usual value, or is missing, in one row of
-#: a hundred, by aspect; and next to nothing for what is no share.
-_LEAST: Final = (0.0025, 0.0003, 0.01)
-_LITTLE: Final = 1e-4
 #: Versions of the model, one a day, that an incident may have begun under.
 _VERSIONS_MAX: Final = 64
 _FRAUDS_MAX: Final = 32
-#: A mixture of labels is known after so many.
-_FEW, _SOME, _MANY = 20.0, 50.0, 200.0
-#: Frauds are what is rarest, and a mean of eight is about normal once outliers are drawn in.
-_PROFILE: Final = 8.0
-#: Scores are all looked at.
-_SCORES: Final = 256.0
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the monitor is about; see ``[drift]``.
-
-    ``spans_ms`` say how far back each feature looks: until a stream is so old, and ``warmup_ms``
-    more, its values change because its windows fill. A feature of span -1 is a function of the
-    time alone and is not watched.
-    """
-
-    names: tuple[str, ...] = ()
-    spans_ms: tuple[int, ...] = ()
-    segments: tuple[str, ...] = ()
-    false_alarms_per_week: float = 0.5
-    block_ms: int = HOUR_MS
-    warmup_ms: int = 14 * DAY_MS
-    learning_ms: int = 14 * DAY_MS  # so much longer scores move because a model begins to learn
-    reactions: dict[str, str] = field(default_factory=dict)  # kind of drift: what follows
-
-
-def channels_of(terms: Terms) -> tuple[tuple[Channel, ...], tuple[int, ...]]:
-    """All that is watched, features by aspect first; and the columns of those features."""
-    watched = tuple(j for j, span in enumerate(terms.spans_ms) if span >= 0)
-    learns = terms.learning_ms
-    told = [
-        Channel("feature", terms.names[j], aspect, least, _ROWS, terms.spans_ms[j])
-        for aspect, least in zip(ASPECTS, _LEAST, strict=True)
-        for j in watched
-    ]
-    told += [
-        Channel("score", "mean score", "score", _LITTLE, _SCORES, learns),
-        Channel("score", "share of alerts", "score", _LITTLE, _SCORES, learns),
-        Channel("traffic", "transactions an hour", "traffic", _LITTLE, 1.0),
-        Channel("label", "labels an hour", "label", _LITTLE, 1.0, learns),
-        Channel("label", "labels of frauds an hour", "label", _LITTLE, 1.0, learns),
-        Channel("label", "share of frauds", "label", _LITTLE, _MANY, learns),
-        Channel("label", "delay of frauds", "label", _LITTLE, _FEW, learns),
-        Channel("label", "delay of the legitimate", "label", _LITTLE, _SOME, learns),
-        Channel("performance", "rank of frauds", "performance", _LITTLE, _FEW, learns),
-        Channel("performance", "precision of alerts", "performance", _LITTLE, _FEW, learns),
-        Channel("performance", "calibration", "performance", _LITTLE, _MANY, learns),
-        Channel("performance", "scores of the legitimate", "performance", _LITTLE, _MANY, learns),
-    ]
-    # What frauds look like, by every feature, the clock's too: a new pattern shows here first.
-    told += [
-        Channel("label", f"{name} of frauds", "profile", _LITTLE, _PROFILE, max(span, learns))
-        for name, span in zip(terms.names, terms.spans_ms, strict=True)
-    ]
-    return tuple(told), watched
-
-
-(
-    _SCORE,
-    _ALERTS,
-    _TRAFFIC,
-    _LABELS,
-    _FRAUDS,
-    _FRAUD_SHARE,
-    _FRAUD_DELAY,
-    _LEGITIMATE_DELAY,
-    _RANK,
-    _PRECISION,
-    _CALIBRATION,
-    _LEGITIMATE,
-) = range(12)
-_OTHERS: Final = 12
 
 
 @dataclass
@@ -183,8 +105,8 @@ class Monitor:
         told: dict[tuple[str, str], float] = {}
         height = (self.watch.height / self.budget.line).tolist()
         for channel, one in zip(self.channels, height, strict=True):
-            at = (channel.kind, channel.subject)
-            told[at] = max(told.get(at, 0.0), one)
+            whose = (channel.kind, channel.subject)
+            told[whose] = max(told.get(whose, 0.0), one)
         return told
 
     def on_summary(self, summary: Summary, model: ModelVersion) -> list[Drift]:
@@ -197,8 +119,8 @@ class Monitor:
         hour = int(hour_of(np.array([summary.last_time_ms]))[0])
         if len(bins):
             odds = float(bins.mean() + 0.5) * (2.0 * REACH / BINS) - REACH
-            self._add(_SCORE, hour, odds, summary.n)
-            self._add(_ALERTS, hour, summary.n_alerts / summary.n, summary.n)
+            self._add(at.SCORE, hour, odds, summary.n)
+            self._add(at.ALERTS, hour, summary.n_alerts / summary.n, summary.n)
         self._take(summary)
         return self._turn(model)
 
@@ -211,15 +133,15 @@ class Monitor:
         is_label = example.label_source != "maturity"
         self._begin(example.time_ms, model)
         hour = int(example.label_time_ms % DAY_MS * HOURS // DAY_MS)
-        self._add(_CALIBRATION, hour, float(example.is_fraud) - example.score)
+        self._add(at.CALIBRATION, hour, float(example.is_fraud) - example.score)
         if example.is_fraud:
             rank = -float(np.log10(max(above, 1e-6)))
-            self._add(_RANK, hour, rank)
+            self._add(at.RANK, hour, rank)
             self._add_profile(example, hour)
             self.frauds.append((rank, example.transaction_id))
         else:
             odds = np.log(max(example.score, 1e-6) / max(1.0 - example.score, 1e-6))
-            self._add(_LEGITIMATE, hour, float(odds))
+            self._add(at.LEGITIMATE, hour, float(odds))
         if is_label:
             self._on_label(example, hour)
         return []
@@ -228,25 +150,25 @@ class Monitor:
         """Count a label that somebody sent, and how long it took."""
         self.n_labels += 1
         self.n_frauds += example.is_fraud
-        self._add(_FRAUD_SHARE, hour, float(example.is_fraud))
+        self._add(at.FRAUD_SHARE, hour, float(example.is_fraud))
         took_ms = max(example.label_time_ms - example.time_ms, 60_000)
-        which = _FRAUD_DELAY if example.is_fraud else _LEGITIMATE_DELAY
+        which = at.FRAUD_DELAY if example.is_fraud else at.LEGITIMATE_DELAY
         self._add(which, hour, float(np.log10(took_ms / HOUR_MS)))
         if example.is_alert:
-            self._add(_PRECISION, hour, float(example.is_fraud))
+            self._add(at.PRECISION, hour, float(example.is_fraud))
 
     def _add(self, which: int, hour: int, value: float, weight: float = 1.0) -> None:
         self.block.add_one(self.n_own + which, hour, value, weight)
 
     def _add_profile(self, example: Example, hour: int) -> None:
         """Add what a fraud looks like, in a scale that draws outliers in."""
-        at = self.n_own + _OTHERS
-        if len(example.features) != len(self.channels) - at:
+        others = self.n_own + at.OTHERS
+        if len(example.features) != len(self.channels) - others:
             return
         values = np.arcsinh(np.array(example.features, np.float64))
         there = np.isfinite(values)
-        self.block.n[hour, at:] += there
-        self.block.sums[hour, at:] += np.where(there, values, 0.0)
+        self.block.n[hour, others:] += there
+        self.block.sums[hour, others:] += np.where(there, values, 0.0)
 
     def _begin(self, time_ms: int, model: ModelVersion) -> None:
         if self.begun_ms < 0:
@@ -296,7 +218,7 @@ class Monitor:
     def _turn(self, model: ModelVersion) -> list[Drift]:
         """End the block if it is long enough, and the day if it is over."""
         lasted = self.clock_ms - self.block_ms
-        fewest = _GRID_ROWS if self.grid is None else _ROWS
+        fewest = _GRID_ROWS if self.grid is None else at.ROWS
         needs_rows = bool(self.columns) and self.n_rows < fewest and lasted < DAY_MS
         if lasted < self.terms.block_ms or needs_rows:
             return []
@@ -314,7 +236,11 @@ class Monitor:
     def _count(self, hours: float) -> None:
         """Add how many came an hour: numbers of the block, not of a row."""
         hour = int((self.block_ms + self.clock_ms) // 2 % DAY_MS * HOURS // DAY_MS)
-        counts = ((_TRAFFIC, self.n_scores), (_LABELS, self.n_labels), (_FRAUDS, self.n_frauds))
+        counts = (
+            (at.TRAFFIC, self.n_scores),
+            (at.LABELS, self.n_labels),
+            (at.FRAUDS, self.n_frauds),
+        )
         for which, n in counts:
             self._add(which, hour, float(np.log1p(n / hours)))
         self.n_scores = self.n_labels = self.n_frauds = 0
