@@ -11,6 +11,7 @@ import sys
 import pytest
 import structlog
 
+from app.records import Position
 from app.shelf import CHAMPION, LEARNER
 from tests.chaos.checker import COUNTERS, check
 from tests.chaos.cluster import Cluster, sweep
@@ -50,6 +51,22 @@ def test_snapshots_of_either_kind_are_judged(kind):
     """That of what gives scores as that of the learner: what it holds, and when it was written."""
     assert 1 == judged(lambda read: forge_snapshot(read, kind)).violations["digest_differs"]
     assert 1 == judged(lambda read: stale_snapshot(read, kind)).violations["stale_writes"]
+
+
+@pytest.mark.parametrize(("successor_wrote_before", "n"), [(False, 0), (True, 1)])
+def test_row_behind_one_that_arrived_late_is_its_successors(successor_wrote_before, n):
+    """Ahead of who had restored without it; a writer of before it is no successor, but stale."""
+
+    def change(read):
+        before = dict(read.ends)
+        FORGED["stale_writes"](read)
+        topic, p = at = next(at for at, end in read.ends.items() if end > before[at])
+        read.writers = {Position(topic, p, record.offset): 1 for record in read.logs[at]}
+        read.writers[Position(topic, p, before[at])] = 2
+        if successor_wrote_before:
+            read.writers[Position(topic, p, read.logs[at][0].offset)] = 2
+
+    assert n == judged(change).violations["stale_writes"]
 
 
 def test_snapshots_begin_with_what_the_trap_waits_for():

@@ -81,6 +81,7 @@ class Read:
     committed: dict[Partition, int]
     samples: list[Sample] = field(default_factory=list)
     acknowledged: dict[Position, bytes | None] = field(default_factory=dict)
+    writers: dict[Position, int] = field(default_factory=dict)  # id of the producer
 
     def __post_init__(self) -> None:
         """Name the topics."""
@@ -92,6 +93,17 @@ class Read:
         for at in sorted(at for at in self.logs if at.topic == topic):
             for record in self.logs[at]:
                 yield at, record
+
+
+class _Made(NamedTuple):
+    """A row of a changelog: what it is ahead by, when it was made, and by which producer."""
+
+    offset: int
+    time_ms: int
+    writer: int
+
+
+_NEVER: Final = _Made(-1, -1, -1)
 
 
 @dataclass
@@ -440,23 +452,35 @@ class Judge:
         """A row whose guard is behind one before it is a former owner's.
 
         By the time it was made one can tell what was on its way when the partition was lost, and
-        only arrived late, from what was written after that.
+        only arrived late, from what was written after that. And what arrived late may be ahead of
+        the next owner, who did not see it when it restored: it comes to the same row by itself.
+        That one is known by having written nothing here before.
         """
-        held: dict[tuple[str, int], tuple[int, int]] = {}  # entity, upstream: guard, when made
-        for record, ((key, _), value) in zip(log, rows, strict=True):
+        held: dict[tuple[str, int], _Made] = {}  # by entity and upstream, the highest guard
+        begun: dict[int, int] = {}  # by writer, when it made its first row here
+        made = [self._made(at, record) for record in log]
+        for one in made:
+            begun[one.writer] = min(begun.get(one.writer, one.time_ms), one.time_ms)
+        for record, by, ((key, _), value) in zip(log, made, rows, strict=True):
             if not isinstance(value, SlotValue):
                 continue
-            none = (-1, -1)
-            behind = [
-                held[key, p] for p, offset in value.guard if offset < held.get((key, p), none)[0]
-            ]
-            if behind and record.timestamp_ms < max(made for _, made in behind):
+            guard = [(held.get((key, p), _NEVER), p, offset) for p, offset in value.guard]
+            behind = [ahead for ahead, _, offset in guard if offset < ahead.offset]
+            is_late = behind and by.time_ms < max(ahead.time_ms for ahead in behind)
+            is_overtaken = all(
+                by.writer != ahead.writer and begun[by.writer] >= ahead.time_ms for ahead in behind
+            )
+            if behind and (is_late or is_overtaken):
                 self.n_late += 1
             elif behind:
                 yield "stale_writes", f"{at}@{record.offset}: {key} with {value.guard}: {behind}"
-            for p, offset in value.guard:
-                if offset > held.get((key, p), none)[0]:
-                    held[key, p] = (offset, record.timestamp_ms)
+            for ahead, p, offset in guard:
+                if offset > ahead.offset:
+                    held[key, p] = by._replace(offset=offset)
+
+    def _made(self, at: Partition, record: Record) -> _Made:
+        writer = self.read.writers.get(Position(*at, record.offset), -1)
+        return _Made(-1, record.timestamp_ms, writer)
 
     def _stale_snapshots(self) -> Iterator[tuple[str, str]]:
         """The same of the learner: a snapshot behind one before it, of either kind."""

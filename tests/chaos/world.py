@@ -18,9 +18,11 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
+from unittest import mock
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
 from app.admin import Admin
@@ -34,7 +36,7 @@ from tests.chaos.cluster import ROOT, Cluster, Link, sweep
 from tests.chaos.traffic import TABLES, Traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from aiokafka.structs import ConsumerRecord
 
@@ -65,6 +67,38 @@ async def until(what: Callable[[], Any], why: str, deadline_s: float = _DEADLINE
         if time.monotonic() > end:
             raise NotAtRest(f"after {deadline_s:g} s: {why}")
         await asyncio.sleep(0.02)
+
+
+@dataclass
+class _Batches:
+    """What was fetched of a partition; of each batch that passes it is noted who wrote it."""
+
+    batches: Any  # aiokafka's MemoryRecords
+    at: TopicPartition
+    writers: dict[Position, int]
+
+    def has_next(self) -> bool:
+        """Whether there is another batch."""
+        return bool(self.batches.has_next())
+
+    def next_batch(self) -> Any:
+        """Return the next batch."""
+        batch = self.batches.next_batch()
+        for offset in range(batch.base_offset, batch.next_offset):
+            self.writers[Position(self.at.topic, self.at.partition, offset)] = batch.producer_id
+        return batch
+
+
+@contextlib.contextmanager
+def _told_writers(writers: dict[Position, int]) -> Iterator[None]:
+    """Note producers' ids: they stand in the log, and aiokafka keeps them to itself."""
+
+    class Noting(fetcher.PartitionRecords):
+        def __init__(self, tp: TopicPartition, records: Any, *rest: Any) -> None:
+            super().__init__(tp, _Batches(records, tp, writers), *rest)
+
+    with mock.patch.object(fetcher, "PartitionRecords", Noting):
+        yield
 
 
 async def _sweep() -> None:
@@ -505,6 +539,7 @@ class World:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.cluster.bootstrap, max_partition_fetch_bytes=33_554_432
         )
+        writers: dict[Position, int] = {}
         await consumer.start()
         try:
             tps = self.partitions_of_all()
@@ -513,12 +548,13 @@ class World:
             ends = await consumer.end_offsets(tps)
             logs: dict[Partition, list[Any]] = {Partition(*tp): [] for tp in tps}
             left = set(tps)
-            while left:
-                fetched: dict[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]]
-                fetched = await consumer.getmany(*left, timeout_ms=300, max_records=20_000)
-                for tp, records in fetched.items():
-                    logs[Partition(*tp)] += [read(record) for record in records]
-                left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
+            with _told_writers(writers):
+                while left:
+                    fetched: dict[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]]
+                    fetched = await consumer.getmany(*left, timeout_ms=300, max_records=20_000)
+                    for tp, records in fetched.items():
+                        logs[Partition(*tp)] += [read(record) for record in records]
+                    left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
         finally:
             await consumer.stop()
         committed = {
@@ -528,4 +564,6 @@ class World:
             for p in range(next(s.partitions for s in self.topics if s.name == topic))
         }
         all_ends = {Partition(*tp): end for tp, end in ends.items()}
-        return Read(self.settings, logs, all_ends, committed, self.samples, self.acknowledged)
+        return Read(
+            self.settings, logs, all_ends, committed, self.samples, self.acknowledged, writers
+        )
