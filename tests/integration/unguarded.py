@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from aiokafka import AIOKafkaConsumer
+
+from app import transport, worker
+from app.admin import Admin
+from app.api.desk import Desk
 from app.cli import main
 from app.errors import Undelivered
 from app.flow import Flow, Turn
-from app.kafka import Sender
+from app.kafka import Reader, Sender
 from app.records import Partition
 from app.stages import EntityTask
 from app.transport import Consumer
+from app.worker import WeirApp
 from tests.simulator.mutants import MUTANTS
 
 Patch = AbstractContextManager[Any]
@@ -48,6 +54,7 @@ def delivery_hangs() -> Patch:
     async def deliver(sender: Sender, sends: Any) -> None:
         held = list(sends)
         if any(send.topic.endswith("scores") for send in held):
+            sys.stderr.write("scores are held\n")
             await asyncio.sleep(3_600)
         await real(sender, held)
 
@@ -64,6 +71,24 @@ def deliveries_lag() -> Patch:
         await real(flow, turn)
 
     return patch.object(Flow, "deliver", deliver)
+
+
+def restore_hangs() -> Patch:
+    """What is known of the entities never comes."""
+    real = Reader.read
+
+    async def read(reader: Reader, task: Any, ranges: Any) -> int:
+        if isinstance(task, EntityTask):
+            sys.stderr.write("nothing is restored\n")
+            await asyncio.sleep(3_600)
+        return await real(reader, task, ranges)
+
+    return patch.object(Reader, "read", read)
+
+
+def stop_is_short() -> Patch:
+    """A stop may take a second, besides one delivery: ten are long for a test."""
+    return patch.object(worker, "_STOP_S", 1.0)
 
 
 # ---- Guards taken away.
@@ -110,19 +135,77 @@ def commit_before_delivery() -> Patch:
     return patch.object(Consumer, "_take", take)
 
 
+def topics_are_not_verified() -> Patch:
+    """As Faust does: it takes its topics as they are."""
+
+    async def problems(admin: Admin, topics: Any) -> list[str]:
+        return []
+
+    return patch.object(Admin, "problems", problems)
+
+
+@contextmanager
+def lost_offsets_are_reset() -> Iterator[None]:
+    """As Faust has aiokafka do: an offset that is gone is replaced by the earliest.
+
+    Two guards stand one behind the other: ours looks before it reads, aiokafka's own raises.
+    """
+
+    def consumer(**told: Any) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(**{**told, "auto_offset_reset": "earliest"})
+
+    with (
+        patch.object(transport, "out_of_reach", lambda *at, **ends: ""),
+        patch.object(transport, "AIOKafkaConsumer", consumer),
+    ):
+        yield
+
+
+def faust_serves_its_pages() -> Patch:
+    """Faust's own web server runs, as it does where nobody says otherwise."""
+    real = WeirApp.__init__
+
+    def init(app: WeirApp, *args: Any, **told: Any) -> None:
+        real(app, *args, **{**told, "web_enabled": True})
+
+    return patch.object(WeirApp, "__init__", init)
+
+
+def pages_do_not_wait() -> Patch:
+    """As Faust's: a page looks into the state whether that is restored or not."""
+
+    def task(desk: Desk, kind: Any, topic: str, partition: int) -> Any:
+        return desk.flow.tasks.get(Partition(topic, partition))
+
+    return patch.object(Desk, "task", task)
+
+
+def stops_are_waited_for() -> Patch:
+    """As Faust does: a stop takes as long as it takes."""
+    return patch.object(worker, "end_within", lambda limit_s: None)
+
+
 OURS: dict[str, Callable[[], Patch]] = {
     made.__name__: made
     for made in (
         error_in_a_batch,
         delivery_hangs,
         deliveries_lag,
+        restore_hangs,
+        stop_is_short,
         errors_are_skipped,
         rejected_batches_are_forgotten,
         commit_before_delivery,
+        topics_are_not_verified,
+        lost_offsets_are_reset,
+        faust_serves_its_pages,
+        pages_do_not_wait,
+        stops_are_waited_for,
     )
 }
 
 if __name__ == "__main__":
-    for name in filter(None, sys.argv.pop(1).split(",")):
-        {**MUTANTS, **OURS}[name]().__enter__()
-    main()
+    with ExitStack() as taken:
+        for name in filter(None, sys.argv.pop(1).split(",")):
+            taken.enter_context({**MUTANTS, **OURS}[name]())
+        main()
