@@ -320,6 +320,53 @@ def test_good_records_keep_their_order_and_bad_ones_leave_no_gap():
     assert len(decoded.read) == len(decoded.records) == len(decoded.read.rows)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_batch_is_read_as_its_records_one_by_one(seed):
+    """Who stands beside a record has no say in how it is read, nor in why it is refused."""
+    rng, reader = np.random.default_rng(seed), READERS["card"]
+    told = [(value, key) for _, value, key, _ in TRANSACTIONS]
+    told += [(json_of(event_time=time, amount=i), b"c1") for i, time in enumerate(VARIED)] * 3
+    told += [(raw(card_id='"\\u00e9"', transaction_id="7"), "é".encode())] * 5
+    rng.shuffle(told)
+    records = [Record(i, key, value, NOW_MS) for i, (value, key) in enumerate(told)]
+    decoded = reader.read_many(0, records)
+    alone = [reader.read_many(0, [record]) for record in records]
+    read = [one.read for one in alone if len(one.read)]
+    refused = [(r.offset, str(error)) for one in alone for r, error in one.refused]
+    assert refused == [(record.offset, str(error)) for record, error in decoded.refused]
+    joined = Batch.joined(read)
+    assert (joined.ids, joined.keys) == (decoded.read.ids, decoded.read.keys)
+    for name in ("times_ms", "amounts", "rows", "offsets", "published_ms"):
+        assert getattr(joined, name).tobytes() == getattr(decoded.read, name).tobytes(), name
+
+
+#: Times that may be; in one batch they are of several types.
+VARIED = [1_699_920_000_000, 1_699_920_000, 1_699_920_000.25, "2023-11-14T00:00:00Z", NOW_MS]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    told=st.lists(st.integers(-(10**20), 10**20) | st.integers(-(2**63), 2**63 - 1), min_size=1)
+    | st.lists(st.integers() | st.floats(allow_nan=False) | st.datetimes(), min_size=1),
+    unit=st.sampled_from(["auto", "iso", "s", "ms"]),
+)
+def test_times_of_a_batch_are_those_of_its_records(told, unit):
+    """Many at once or one by one; what is none in that unit is farther off than any time."""
+    far = 8_000_000_000_000_000
+
+    def alone(value):
+        if isinstance(value, datetime) and unit in {"s", "ms"}:
+            return None
+        try:
+            time_ms = codec.time_ms_of(value, unit)
+        except OverflowError:
+            return None
+        return time_ms if abs(time_ms) < far else None
+
+    found = [time if abs(time) < far else None for time in codec.times_ms_of(told, unit).tolist()]
+    assert list(map(alone, told)) == found
+
+
 def test_optional_fields_may_be_absent_or_null():
     """A missing number is NaN; a missing category is none of its buckets."""
     features = [
