@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import (
     CommitFailedError,
     IllegalGenerationError,
@@ -35,16 +36,16 @@ from faust.types import TP
 
 from app.errors import Fenced, Refused, Undelivered
 from app.flow import Flow, Lease
-from app.kafka import client_settings, reach, read
+from app.kafka import client_settings, reach
 from app.peers import assignor, url_of
-from app.records import Partition
+from app.records import Partition, Record
 from app.tasks import Committed, out_of_reach
 from app.topics import DEAD_LETTER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from aiokafka.structs import ConsumerRecord
+    from aiokafka.record.default_records import DefaultRecord
     from faust import App
 
     from app.tasks import Task
@@ -66,6 +67,12 @@ def flow_of(app: Any) -> Flow:
 def consumer_of(app: Any) -> Consumer:
     """The group member of an app of ours."""
     return cast("Consumer", app.consumer)
+
+
+def _record(_: TopicPartition, record: DefaultRecord) -> Record:
+    """A record of a fetched batch in our words."""
+    headers = tuple(record.headers)
+    return Record(record.offset, record.key, record.value, record.timestamp, headers)
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -129,6 +136,24 @@ class Consumer(FaustConsumer):
         await self.flow.sender.start()
         await self.flow.sender.deliver(self.flow.greetings)
         await reach(self.client.start, self.flow.settings.kafka.bootstrap)
+        self._read_at_once()
+
+    def _read_at_once(self) -> None:
+        """Let aiokafka make our records of what it fetched, and none of its own in between.
+
+        Which of them are read at all (CRC, aborted and control batches, positions) stays its own.
+        """
+        fetcher = self.client._fetcher
+        proceed = fetcher._proc_fetch_request
+
+        async def proceeding(*args: Any) -> bool:
+            has_news = bool(await proceed(*args))
+            for result in fetcher._records.values():
+                if isinstance(result, FetchResult) and result.has_more():
+                    result._partition_records._consumer_record = _record
+            return has_news
+
+        fetcher._proc_fetch_request = proceeding
 
     async def on_stop(self) -> None:
         """Finish the batch in hand, keep what is left to keep, leave the group."""
@@ -203,12 +228,12 @@ class Consumer(FaustConsumer):
             # Shielded: whoever stops the loop waits for the batch in hand (wait_empty).
             await asyncio.shield(asyncio.ensure_future(self._take(fetched)))
 
-    async def _take(self, fetched: Mapping[Any, Sequence[ConsumerRecord[bytes, bytes]]]) -> None:
+    async def _take(self, fetched: Mapping[TopicPartition, Sequence[Record]]) -> None:
         async with self._turn:
             if not self._flowing.is_set():
                 return  # a rebalance came between; what was fetched will be fetched again
             mine = {
-                Partition(tp.topic, tp.partition): [read(record) for record in records]
+                Partition(tp.topic, tp.partition): records
                 for tp, records in fetched.items()
                 if records
             }

@@ -11,8 +11,12 @@ import aiokafka
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import CorruptRecordException, MessageSizeTooLargeError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 from faust.app.base import App, BootStrategy
 from faust.tables.manager import TableManager
@@ -24,7 +28,7 @@ from app import transport
 from app.config import Settings, load
 from app.errors import Fenced, Undelivered
 from app.flow import Flow, Lease
-from app.kafka import Sender
+from app.kafka import Sender, read
 from app.metrics import Metrics
 from app.records import Partition, Record, Send
 from app.tasks import Committed, Effects, Range
@@ -150,6 +154,36 @@ RELIED_ON: dict[str, tuple[Any, str, str]] = {
         "6646b38fc4b9",
         "the coordinator that we wrap must be there after it",
     ),
+    "aiokafka AIOKafkaConsumer.start": (
+        AIOKafkaConsumer.start,
+        "2f1ba7044332",
+        "the fetcher that we wrap must be there after it, and must have fetched nothing yet",
+    ),
+    "aiokafka Fetcher._proc_fetch_request": (
+        Fetcher._proc_fetch_request,
+        "59bf948fff47",
+        "wrapped: what it fetched must lie in _records, and nobody may have read of it",
+    ),
+    "aiokafka Fetcher._fetch_requests_routine": (
+        Fetcher._fetch_requests_routine,
+        "2a8ec5932644",
+        "must still call self._proc_fetch_request()",
+    ),
+    "aiokafka Fetcher.fetched_records": (
+        Fetcher.fetched_records,
+        "be4348896b9b",
+        "must look at nothing but the number of what FetchResult.getall gives",
+    ),
+    "aiokafka FetchResult": (
+        FetchResult,
+        "d7db13f06de8",
+        "must read _partition_records only when asked, and look at nothing of a record",
+    ),
+    "aiokafka PartitionRecords": (
+        PartitionRecords,
+        "94aa0da0dbec",
+        "_consumer_record is replaced: called for each record that is read, and for no other",
+    ),
 }
 
 
@@ -168,6 +202,12 @@ def test_what_the_transport_relies_on_is_as_it_was_read(name):
         f"{aiokafka.__version__}). Look at app/transport.py again: {check}. If all is well, "
         f"write {found!r} into RELIED_ON."
     )
+
+
+def test_fetches_go_through_the_method_that_is_wrapped():
+    """What does not would reach the tasks in aiokafka's words."""
+    assert "self._proc_fetch_request(" in inspect.getsource(Fetcher._fetch_requests_routine)
+    assert "self._consumer_record(" in inspect.getsource(PartitionRecords._unpack_records)
 
 
 def test_heartbeats_go_through_the_method_that_is_wrapped():
@@ -367,7 +407,6 @@ async def settled(turns: int = 200) -> None:
 
 async def test_slow_broker_slows_the_reading_down(clock, monkeypatch):
     """Two batches are in memory: one that is being delivered, one behind it; no third is read."""
-    monkeypatch.setattr(transport, "read", lambda record: record)
     sender, client = StalledSender(), EndlessClient()
     app = make_app(SETTINGS)
     app.flow = flow = flow_of(sender)
@@ -475,6 +514,86 @@ def test_task_without_all_its_inputs_is_not_made(clock):
     flow = Flow(SETTINGS, [Two()], Metrics())
     assert [] == flow.own([IN])
     assert 1 == len(flow.own([IN, Partition("more", 0)]))
+
+
+# ---- What is fetched: aiokafka reads it, and makes our records of it.
+
+
+AT = TopicPartition("in", 0)
+
+
+def log_of(*batches: bytes) -> PartitionRecords:
+    """What was fetched of a log, read from offset 1 on; producer 7 has aborted what it wrote."""
+    return PartitionRecords(AT, MemoryRecords(b"".join(batches)), [(7, 0)], 1, None, None, True, 1)
+
+
+def fetched_batch(
+    base: int, *records: tuple[Any, ...], producer: int = -1, last: int | None = None
+) -> bytes:
+    """A record batch as a broker has it; ``last``: its last offset, where compaction took that."""
+    builder = DefaultRecordBatchBuilder(2, 0, int(producer >= 0), producer, 0, 0, 1_000_000)
+    for i, (key, value, headers) in enumerate(records):
+        builder.append(i, timestamp=1_000 + i, key=key, value=value, headers=list(headers))
+    made = builder.build()
+    made[0:8] = base.to_bytes(8, "big")
+    if last is not None:
+        made[23:27] = (last - base).to_bytes(4, "big")
+        made[17:21] = calc_crc32c(bytes(made[21:])).to_bytes(4, "big")
+    return bytes(made)
+
+
+FETCHED = (
+    fetched_batch(0, (b"skipped", b"", ()), (b"k", b"v", (("a", b"1"), ("b", b"2")))),
+    fetched_batch(2, (None, b"no key", ()), (b"no value", None, ()), last=8),
+    fetched_batch(9, (b"aborted", b"x", ()), producer=7),
+    fetched_batch(10, (b"committed", b"y", (("é", b""),)), producer=8),
+    fetched_batch(40, (b"", b"", ())),
+)
+
+
+async def unpacked(records: PartitionRecords, most: int) -> tuple[list[list[Record]], list[int]]:
+    """What our consumer takes of a fetch, ``most`` at once, and its position after each."""
+    state = SimpleNamespace(paused=False, position=1, has_valid_position=True)
+    state.consumed_to = lambda position: setattr(state, "position", position)
+    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
+    fetcher = SimpleNamespace(_records={TopicPartition("in", 1): FetchError(error=None, backoff=0)})
+
+    async def fetch(*args: Any) -> bool:
+        assert ("assignment", 0, "request") == args
+        fetcher._records[AT] = FetchResult(
+            AT, assignment=assignment, partition_records=records, backoff=0
+        )
+        return True
+
+    fetcher._proc_fetch_request = fetch
+    consumer = object.__new__(transport.Consumer)
+    cast("Any", consumer).client = SimpleNamespace(_fetcher=fetcher)
+    consumer._read_at_once()
+    assert await fetcher._proc_fetch_request("assignment", 0, "request") is True
+    result, found, positions = fetcher._records[AT], [], []
+    while result.has_more():
+        found.append(result.getall(most))
+        positions.append(state.position)
+    return found, positions
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+async def test_fetched_records_are_those_of_aiokafka_in_our_words(most):
+    """With its gaps, without what was aborted, from the position on; however many at once."""
+    found, positions = await unpacked(log_of(*FETCHED), most)
+    records = [record for part in found for record in part]
+    assert [read(record) for record in log_of(*FETCHED)] == records
+    assert [1, 2, 3, 10, 40] == [record.offset for record in records]
+    assert Record(1, b"k", b"v", 1_001, (("a", b"1"), ("b", b"2"))) == records[0]
+    assert 41 == positions[-1]
+
+
+async def test_torn_batch_is_not_read():
+    """Who reads on from there begins with the record after the last that was whole."""
+    torn = bytearray(FETCHED[4])
+    torn[-1] ^= 1
+    with pytest.raises(CorruptRecordException, match="Invalid CRC"):
+        await unpacked(log_of(*FETCHED[:4], bytes(torn)), 100)
 
 
 # ---- The sender: every acknowledgement is seen.
