@@ -156,8 +156,7 @@ class Said:
 
 def _alert(record: Record) -> Said:
     alert = codec.read_alert(record)
-    model = f"{alert.model.name}@{alert.model.position}/{alert.model.digest}"
-    detail = {"score": alert.score, "policy": alert.policy, "model": model}
+    detail = {"score": alert.score, "policy": alert.policy, "model": str(alert.model)}
     return Said("alert", alert.transaction_id, _identity(record), detail)
 
 

@@ -33,14 +33,13 @@ from app.records import (
     Alert,
     Entry,
     Example,
+    Fact,
     Feedback,
     Hops,
     LabelOutcome,
     Position,
     Record,
     Score,
-    Summary,
-    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -488,9 +487,7 @@ class LabelReader:
 _hops = msgspec.msgpack.Decoder(Hops).decode
 _pack = msgspec.msgpack.Encoder().encode
 _score = msgspec.json.Decoder(Score).decode
-_example: Callable[[bytes], Example | Summary | Verdict] = msgspec.json.Decoder(
-    Example | Summary | Verdict
-).decode
+_fact: Callable[[bytes], Fact] = msgspec.json.Decoder(Fact).decode
 _feedback = msgspec.json.Decoder(Feedback).decode
 _alert = msgspec.json.Decoder(Alert).decode
 _outcome = msgspec.json.Decoder(LabelOutcome).decode
@@ -699,9 +696,9 @@ def hold_score(record: Record) -> HeldScore:
 _TIME_MAX_MS: Final = 253_402_300_800_000
 
 
-def read_example(record: Record) -> Example | Summary | Verdict:
+def read_example(record: Record) -> Fact:
     """A record of the examples log. Raises Malformed if it is none."""
-    fact = _own(_example, record)
+    fact = _own(_fact, record)
     if isinstance(fact, Example):
         for name, time_ms in (("time_ms", fact.time_ms), ("label_time_ms", fact.label_time_ms)):
             if abs(time_ms) > _TIME_MAX_MS:

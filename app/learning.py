@@ -12,7 +12,7 @@ import structlog
 from aiokafka import TopicPartition
 from mode import Service
 
-from app import codec
+from app import audit, codec
 from app.config import DriftKind
 from app.core.drift.channels import Terms as DriftTerms
 from app.core.encoding import Encoding
@@ -26,7 +26,7 @@ from app.core.scoring import Champion
 from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
 from app.kafka import Reader, reach, read
-from app.records import Partition, Send
+from app.records import Action, Partition, Send
 from app.shelf import CHAMPION, LEARNER, Shelf, described, frozen, hints, is_of
 from app.stages import refused
 from app.tasks import Bound, Committed, Effects, Range
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from app.core.features import FeaturePlan
     from app.core.learner import Trail
     from app.metrics import Metrics
-    from app.records import Example, Record, Summary, Verdict
+    from app.records import Fact, Record, Undo
     from app.snapshots import About, Frozen
     from app.topics import Topics
 
@@ -189,6 +189,7 @@ class LearnTask:
         self._turn = 0
         self._shelf = Shelf(stage.settings, stage.plan, (LEARNER,))
         self._sealing: list[Future[Send]] = []
+        self._begun: list[Action] = []  # what is told of the start, with the first turn
 
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
         """All snapshots that are kept: the newest that verifies is where we go on."""
@@ -208,6 +209,10 @@ class LearnTask:
         if isinstance(found, Learner) and found.age >= self.learner.age:
             self.learner = found
             self._kept_position, self._kept_learned = found.position, found.n_learned
+        elif self._shelf.refused:
+            why = self._shelf.refused  # it names the snapshot, so the same is told once
+            detail = {"to": str(self.learner.version), "why": why}
+            self._begun = [Action("reset", CHAMPION, why, detail=detail)]
         self._adopt()
         self.stage.metrics.learned(self.learner, LearnerEffects())
         if self.learner.position >= 0:
@@ -222,7 +227,7 @@ class LearnTask:
         self, partition: Partition, records: Sequence[Record], now_ms: int, effects: Effects
     ) -> None:
         """Learn; the scorer of this process follows at once."""
-        examples: list[tuple[int, Example | Summary | Verdict]] = []
+        examples: list[tuple[int, Fact]] = []
         for record in records:
             try:
                 examples.append((record.offset, codec.read_example(record)))
@@ -239,6 +244,8 @@ class LearnTask:
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
         """Keep a snapshot, every so many examples or so long after the last."""
+        self._tell_actions(self._begun, effects)
+        self._begun = []
         learner, bounds = self.learner, self.stage.settings.learner
         grown = learner.n_learned - self._kept_learned >= bounds.snapshot_every
         aged = now_ms - self._kept_ms >= bounds.snapshot_interval
@@ -314,7 +321,18 @@ class LearnTask:
             headers = codec.headers_of("drift", identity, at)
             value = codec.encode(drift)
             out.append(Send(topics.drift.name, 0, drift.incident.encode(), value, headers))
+        self._tell_actions(followed.actions, effects)
         self.stage.metrics.outcomes(followed.outcomes)
+
+    def _tell_actions(self, actions: Sequence[Action], effects: Effects) -> None:
+        for action in actions:
+            log.info("model_changed", what=action.kind, by=action.actor, detail=action.detail)
+            effects.outputs.append(audit.told(self.stage.topics_by_role, action))
+
+
+def asked(topics: Topics, undo: Undo) -> Send:
+    """Somebody's word that a reaction is to end, on its way to the learner."""
+    return Send(topics.examples.name, 0, undo.incident.encode(), codec.encode(undo))
 
 
 class Follower(Service):

@@ -101,6 +101,14 @@ class ModelVersion(msgspec.Struct, frozen=True):
     position: int
     digest: str
 
+    def __str__(self) -> str:
+        """As the audit shows it.
+
+        >>> str(ModelVersion("champion", 17, "a0"))
+        'champion@17/a0'
+        """
+        return f"{self.name}@{self.position}/{self.digest}"
+
 
 class Source(msgspec.Struct, frozen=True):
     """Where the transaction of a record lies, and when it was published (wall clock)."""
@@ -259,10 +267,26 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     schema_version: int = SCHEMA_VERSION
 
 
+class Undo(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="undo"):
+    """What weir does about an incident is to end, and the model of before to decide again.
+
+    Somebody's word on the examples log: the learner is a function of that.
+    """
+
+    incident: str
+    actor: str
+    reason: str
+    schema_version: int = SCHEMA_VERSION
+
+
+#: What lies on the examples log.
+Fact = Example | Summary | Verdict | Undo
+
+
 class Action(msgspec.Struct, frozen=True):
     """What somebody did to weir: a promotion, a rollback, other settings (internal)."""
 
-    kind: str  # one of few: "configuration", "promotion", "rollback"...
+    kind: str  # one of few: "configuration", "promotion", "rollback", "reaction", "reset"...
     subject: str  # of what: a model, a role
     identity: str  # the same whenever the same is said again
     actor: str = "weir"
@@ -274,7 +298,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     place: int  # in the chain, from 0: its own offset
     previous: str  # SHA-256 of the value of the entry before; of the first: zeros
-    kind: str  # "alert", "correction", "configuration", "promotion", "rollback"...
+    kind: str  # "alert", "correction", "configuration", "promotion", "rollback", "reaction"...
     subject: str  # transaction id, model, role
     actor: str  # who did it: weir, the source of a label, a person
     time_ms: int  # when it was said (wall clock)

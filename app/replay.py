@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 import numpy as np
 from aiokafka import TopicPartition
 
-from app import codec
+from app import audit, codec
 from app.core.corrections import Words
 from app.core.features import FeaturePlan
 from app.core.hashing import hash_id
 from app.core.measures.ranking import Ranking
 from app.core.scoring import Champion
 from app.errors import Malformed, Refused
-from app.kafka import Reader, Sender, reach
+from app.kafka import Reader, Sender, now_ms, reach
 from app.learning import made_with, new_learner
-from app.records import Example, Partition, Record, Send
+from app.records import Action, Example, Partition, Record, Send
 from app.shelf import CHAMPION, described, frozen, hints, open_learner
 from app.tasks import Range
 from app.topics import Topics
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
     from app.config import Settings
     from app.core.learner import Learner
-    from app.records import Summary, Verdict
+    from app.records import Fact, ModelVersion
     from app.tasks import Task
 
-    Fact = tuple[int, Example | Summary | Verdict]
+    Placed = tuple[int, Fact]
     Advance = Callable[[int], None]
 
 #: Records that are scored before any of them is learnt, where a model is judged.
@@ -74,7 +74,7 @@ class Log:
         finally:
             await consumer.stop()
 
-    async def read(self, start: int, stop: int, take: Callable[[list[Fact]], object]) -> None:
+    async def read(self, start: int, stop: int, take: Callable[[list[Placed]], object]) -> None:
         """Hand over the facts of [start, stop), in their order, some at a time."""
         if start < stop:
             told = cast("Task", _Hand(take, self._advance))  # all that a reader needs of one
@@ -83,7 +83,7 @@ class Log:
 
 @dataclass
 class _Hand:
-    take: Callable[[list[Fact]], object]
+    take: Callable[[list[Placed]], object]
     advance: Advance | None
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
@@ -92,7 +92,7 @@ class _Hand:
             self.advance(len(records))
 
 
-def _readable(records: Iterable[Record]) -> Iterator[Fact]:
+def _readable(records: Iterable[Record]) -> Iterator[Placed]:
     """Facts; what cannot be read is among the dead letters, and the learner passes it over."""
     for record in records:
         try:
@@ -221,7 +221,7 @@ class _Against:
     learner: Learner
     waiting: list[Checked]
 
-    def take(self, facts: list[Fact]) -> None:
+    def take(self, facts: list[Placed]) -> None:
         while self.waiting and facts and _learner(self.waiting[0]).position <= facts[-1][0]:
             one = self.waiting.pop(0)
             position = _learner(one).position
@@ -258,7 +258,7 @@ class Judge:
     n: int = 0
     frauds: int = 0
 
-    def hear(self, learner: Learner, facts: Sequence[Fact]) -> None:
+    def hear(self, learner: Learner, facts: Sequence[Placed]) -> None:
         """Score what a learner has not learnt yet."""
         news: dict[int, Example] = {}
         for offset, fact in facts:
@@ -284,9 +284,9 @@ class _Judged:
     learner: Learner
     judge: Judge | None = None
     words: Words | None = None  # learn what these say, not what was said at first
-    _chunk: list[Fact] = field(default_factory=list)
+    _chunk: list[Placed] = field(default_factory=list)
 
-    def take(self, facts: list[Fact]) -> None:
+    def take(self, facts: list[Placed]) -> None:
         for offset, fact in facts:
             if self._chunk and self._chunk[0][0] // CHUNK != offset // CHUNK:
                 self.flush()
@@ -298,7 +298,7 @@ class _Judged:
         self.learner.apply([(offset, self._said(fact)) for offset, fact in self._chunk])
         self._chunk = []
 
-    def _said(self, fact: Example | Summary | Verdict) -> Example | Summary | Verdict:
+    def _said(self, fact: Fact) -> Fact:
         is_told = self.words is not None and isinstance(fact, Example)
         return cast("Words", self.words).of(cast("Example", fact)) if is_told else fact
 
@@ -327,6 +327,7 @@ class Rebuilt:
     """A model of the corrected log, and how it stands beside the one in use."""
 
     candidate: Learner
+    replaces: ModelVersion  # the model in use, at the end of the log
     corrected: int  # transactions whose label was corrected
     start: int  # offset of the first example that both were judged by
     n: int  # transactions that both were judged by, each scored before it was learnt
@@ -334,6 +335,22 @@ class Rebuilt:
     average_precision: float
     champion_average_precision: float
     tolerance: float
+
+    @property
+    def promotion(self) -> dict[str, Any]:
+        """What the audit has of it."""
+        theirs, mine = (
+            None if np.isnan(value) else round(value, 4)
+            for value in (self.champion_average_precision, self.average_precision)
+        )
+        return {
+            "from": str(self.replaces),
+            "to": str(self.candidate.version),
+            "position": self.candidate.position,
+            "corrected": self.corrected,
+            "judged": self.n,
+            "average_precision": {"from": theirs, "to": mine},
+        }
 
     @property
     def objection(self) -> str:
@@ -380,6 +397,7 @@ async def rebuild(
     candidate = await fold_corrected(log, extent.stop, words, mine)
     return Rebuilt(
         candidate,
+        champion.version,
         words.corrected,
         mine.start,
         mine.n,
@@ -390,22 +408,26 @@ async def rebuild(
     )
 
 
-async def publish(learner: Learner, settings: Settings, why: str) -> None:
-    """Write the snapshots of a rebuilt model to the models topic.
+async def publish(rebuilt: Rebuilt, settings: Settings, actor: str, why: str) -> None:
+    """Say to the audit what is done, and write the snapshots of a rebuilt model.
 
     The learner's first, since who learns ends as soon as it sees the other, and goes on from it.
     """
+    learner, topics = rebuilt.candidate, Topics.of(settings)
     key = settings.learner.key.get_secret_value().encode()
+    identity = f"rebuilt/{learner.version}/{now_ms()}"
+    detail = {"reaction": "rebuild", "why": why, **rebuilt.promotion}
+    promoted = Action("promotion", learner.name, identity, actor, detail)
     sender = Sender(settings)
     await sender.start()
     try:
+        await sender.deliver([audit.told(topics, promoted)])
         # Keys of their own: the learner's take turns, and one of them would soon take its place.
         champion = Champion.of(learner).for_scoring()
         for name, state in (("champion/rebuilt", learner), ("scores/rebuilt", champion)):
             copy = frozen(state, learner)
             headers = (*hints(copy.about), ("weir-reason", why.encode()))
             value = copy.sealed(key)
-            at = Topics.of(settings).models.name
-            await sender.deliver([Send(at, 0, name.encode(), value, headers)])
+            await sender.deliver([Send(topics.models.name, 0, name.encode(), value, headers)])
     finally:
         await sender.stop()

@@ -18,12 +18,10 @@ from app.records import (
     SCHEMA_VERSION,
     Alert,
     Drift,
-    Example,
+    Fact,
     Feedback,
     LabelOutcome,
     Score,
-    Summary,
-    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ def schemas_of(settings: Settings) -> dict[str, Schema]:
         (
             "examples",
             topics.examples,
-            _schema(Example | Summary | Verdict),
+            _schema(Fact),
             "transaction_id, or none",
         ),
     ]

@@ -177,6 +177,7 @@ def _drift(value: Drift) -> Text:
         "  ",
         (f"{value.kind} drift", "bold magenta"),
         (f" {value.event}", "red" if value.severity == "critical" else ""),
+        (f"  {printable(value.incident)}" if value.incident else "", "dim"),
         f"  {printable(value.subject)} went from {value.before:.4g} to {value.after:.4g}",
         (f"  since {told_time(value.since_ms)}", "dim"),
         (f"  ({value.detector}, after {value.n_examples:,} examples)", "dim"),

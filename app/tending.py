@@ -7,6 +7,7 @@ import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import orjson
 import typer
 from rich.console import Console
@@ -155,9 +156,11 @@ def _settle(
 async def _settled(
     settings: Settings, offset: int, state: LetterState, value: bytes | None, key: str | None
 ) -> str:
+    from app.audit import told  # noqa: PLC0415
     from app.core.features import FeaturePlan  # noqa: PLC0415
-    from app.kafka import Sender  # noqa: PLC0415
+    from app.kafka import Sender, now_ms  # noqa: PLC0415
     from app.letters import Repair, fetch, held, settles  # noqa: PLC0415
+    from app.records import Action  # noqa: PLC0415
     from app.topics import Topics  # noqa: PLC0415
 
     topics = Topics.of(settings)
@@ -173,14 +176,67 @@ async def _settled(
         plan = FeaturePlan.of(settings.features, settings.transaction.entities)
         again = Repair(settings, topics, plan).retry(letter, record, value, key)
         sends, where = [again], f", published to {again.topic}[{again.partition}]"
+    who = getpass.getuser()
+    action = f"dead-letter.{'retry' if state == 'retried' else 'drop'}"
+    entered = Action(action, str(offset), f"{offset}/{who}/{now_ms()}", who)
     sender = Sender(settings)
     await sender.start()
     try:
+        await sender.deliver([told(topics, entered)])
         await sender.deliver(sends)
-        await sender.deliver([settles(topics, offset, state, getpass.getuser())])
+        await sender.deliver([settles(topics, offset, state, who)])
     finally:
         await sender.stop()
     return f"dead letter {offset}: {state}{where}"
+
+
+drift = typer.Typer(help="What weir does when the world changes.", no_args_is_help=True)
+tending.add_typer(drift, name="drift")
+
+
+@drift.command("undo")
+def drift_undo(
+    incident: Annotated[str, typer.Argument(help="As `weir tail drift` shows it.")],
+    because: Annotated[str, typer.Option(help="The reason; it stands in the audit.")],
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """End what is done about an open incident, and let the model of before decide again.
+
+    The word goes into the examples log, so the model remains a function of that; what comes of it
+    is told on `drift` and in the audit.
+    """
+    if not because.strip():
+        raise Refused("--because is empty; expected the reason")
+    asyncio.run(_undo(load(config, profile), incident, because))
+    err.print(f"{incident}: the learner is told", highlight=False, soft_wrap=True)
+
+
+async def _undo(settings: Settings, incident: str, because: str) -> None:
+    from app.audit import told  # noqa: PLC0415 - as above
+    from app.kafka import Sender, now_ms  # noqa: PLC0415
+    from app.learning import asked  # noqa: PLC0415
+    from app.records import Action, Drift, Undo  # noqa: PLC0415
+    from app.tail import records  # noqa: PLC0415
+    from app.topics import Topics  # noqa: PLC0415
+
+    topics, who, known = Topics.of(settings), getpass.getuser(), None
+    async for _, record in records(settings, topics.drift, from_beginning=True, to_end=True):
+        if record.key == incident.encode():
+            known = msgspec.json.decode(record.value or b"", type=Drift).event
+    if known in {None, "closed"}:
+        state = f"is {known}" if known else f"does not lie on {topics.drift.name}"
+        raise Refused(f"incident {incident} {state}; expected one that is open")
+    detail = {"reason": because}
+    action = Action("drift.undo", incident, f"{incident}/{who}/{now_ms()}", who, detail)
+    sender = Sender(settings)
+    await sender.start()
+    try:
+        await sender.deliver([told(topics, action)])
+        word = Undo(incident=incident, actor=who, reason=because)
+        await sender.deliver([asked(topics, word)])
+    finally:
+        await sender.stop()
 
 
 token = typer.Typer(help="Who may use the web server.", no_args_is_help=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,7 +133,7 @@ def rebuild(
         rebuilt = asyncio.run(run())
     is_published = not dry_run and (not rebuilt.objection or force is not None)
     if is_published:
-        asyncio.run(work.publish(rebuilt.candidate, settings, force or "not worse"))
+        asyncio.run(work.publish(rebuilt, settings, getpass.getuser(), force or "not worse"))
     _show({**_told(rebuilt), "published": is_published, "forced": force}, as_json=as_json)
     if rebuilt.objection and force is None:
         raise Refused(f"not published: {rebuilt.objection}; --force WORD publishes it")

@@ -10,10 +10,12 @@ import pytest
 from app import codec
 from app.audit import SEAL, configured, seal_of, told
 from app.auditing import check, entry_of, heads_of
-from app.config import load
-from app.core.chain import REMEMBERED_MAX, Chain
-from app.records import Action, Entry, Record
+from app.config import NumberFeature, load
+from app.core.chain import REMEMBERED_MAX, Chain, Check
+from app.learning import asked, new_learner
+from app.records import Action, Entry, Record, Undo
 from app.testing import Driver, Killed
+from tests.drifting import drifting_log, until_promotion
 
 SETTINGS = load(
     profile="card",
@@ -234,6 +236,92 @@ def test_action_said_twice_is_one_entry():
     assert ("promotion", "alice", {"to": "challenger@7"}) == (entry.kind, entry.actor, entry.detail)
 
 
+REACTING = load(
+    None,
+    profile="stream",
+    transaction={"numbers": ["value", "other"]},
+    features=tuple(NumberFeature(kind="number", field=name) for name in ("value", "other")),
+    model={"name": "logistic", "params": {"lr": 0.001}},
+    topics={"partitions": 2},
+    learner={"snapshot_every": 2_000},
+    drift={"reaction": "background", "warmup": "4d", "learning": "0s"},
+)
+
+
+@pytest.fixture(scope="module")
+def changing():
+    """What the join would write of a world that changes, encoded."""
+    plan = Driver(REACTING).plan
+    facts = drifting_log(plan.names, plan.schema, days=16, change=8)
+    return [codec.encode(fact) for fact in facts]
+
+
+def reacted(driver: Driver) -> list[Entry]:
+    """The entries of what the learner did."""
+    found = [entry for _, record in chains(driver) if (entry := entry_of(record))]
+    return [entry for entry in found if entry.kind in {"reaction", "promotion", "rollback"}]
+
+
+def run_through(driver: Driver, facts: list[bytes]) -> None:
+    """Learn all of it, some thousand at a time, killed now and then between two snapshots."""
+    for fact in facts:
+        driver.publish("examples", fact)
+    driver.run(500)
+
+
+def test_reactions_of_a_learner_that_is_killed_are_entered_once(changing):
+    """It folds again from its snapshot and says again what it did: each of it is one entry."""
+    driver = Driver(REACTING)
+    run_through(driver, changing)
+    expected = [(e.identity, e.detail) for e in reacted(driver)]
+    assert ["reaction/", "promotion/"] == [name[: name.index("/") + 1] for name, _ in expected[:2]]
+
+    killed = Breaking(REACTING)
+    killed.arrives = True  # all is on the topics, and whoever wrote it does not know
+    for n in (3, 9, 14, 21):
+        killed.left = n
+        with suppress(Killed):
+            run_through(killed, changing if n == 3 else [])
+        if not killed.processes:
+            killed.start("worker-0")
+    killed.left = -1
+    killed.run(500)
+    said = [codec.read_action(r) for r in killed.records("actions")]
+    assert len(said) > len({action.identity for action in said}), "nothing was said twice"
+    assert expected == [(e.identity, e.detail) for e in reacted(killed)]
+    assert [] == verdict_of(chains(killed)).problems
+
+
+def test_undo_is_entered_with_who_and_why(changing):
+    """A person's word on the log: the reaction ends, and the entry names them."""
+    driver = Driver(REACTING)
+    facts = [codec.read_example(Record(0, None, value, 0)) for value in changing]
+    run_through(driver, changing[: until_promotion(new_learner(REACTING, driver.plan), facts)])
+    incident = reacted(driver)[0].detail["incident"]
+    word = Undo(incident=incident, actor="alice", reason="a holiday")
+    driver._append(asked(driver.topics, word))
+    driver.run()
+    *_, rollback, ended = reacted(driver)
+    assert ("rollback", "alice") == (rollback.kind, rollback.actor)
+    assert "undone by alice: a holiday" == ended.detail["why"]
+    assert incident == rollback.detail["incident"] == ended.detail["incident"]
+
+
+def test_model_that_is_learnt_anew_is_entered(changing):
+    """No snapshot could be opened: it begins from nothing, and the audit says why, once."""
+    driver = Driver(REACTING)
+    run_through(driver, changing[:200])
+    driver.logs[driver.topics.models.name, 0].records.clear()  # type: ignore[index]
+    driver.publish("models", b"not a snapshot", key="champion/0")
+    for _ in range(2):
+        driver.crash()
+        driver.run(500)
+    found = [entry for _, record in chains(driver) if (entry := entry_of(record))]
+    (reset,) = [entry for entry in found if entry.kind == "reset"]
+    assert "champion@-1/0000000000000000" == reset.detail["to"]
+    assert "torn or foreign" in reset.detail["why"]
+
+
 def test_guard_outlasts_the_memory_of_identities():
     """What was entered long ago is not entered again, though its identity is forgotten."""
     chain = Chain()
@@ -245,3 +333,16 @@ def test_guard_outlasts_the_memory_of_identities():
     assert not chain.has("alert/0", "alerts", REMEMBERED_MAX + 1), "another record of that name"
     assert chain.has("alert/1", "alerts", REMEMBERED_MAX + 1)
     assert 1 == chain.low
+
+
+def test_what_is_said_again_after_long_is_no_damage():
+    """A model that is learnt anew says again what the writer of the chain has forgotten."""
+    found = Check()
+    for place in range(REMEMBERED_MAX + 2):
+        name = f"reaction/{place % (REMEMBERED_MAX + 1)}"
+        entry = msgspec.structs.replace(ENTRY, place=place, previous=found.head, identity=name)
+        found.look(place, codec.encode(entry), entry, is_sealed=True)
+    assert [] == found.end()
+    again = msgspec.structs.replace(entry, place=found.n, previous=found.head)
+    found.look(found.n, codec.encode(again), again, is_sealed=True)
+    assert ["it says what was said before" in problem for problem in found.end()] == [True]

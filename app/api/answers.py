@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -82,6 +82,13 @@ class Settled(msgspec.Struct, frozen=True):
     offset: int
     state: Literal["retried", "dropped"]
     position: Place | None = None
+
+
+class Undone(msgspec.Struct, frozen=True):
+    """What the learner is told of an incident; what comes of it is told on `drift`."""
+
+    incident: str
+    position: Place
 
 
 class KnownTransaction(msgspec.Struct, frozen=True, kw_only=True):
@@ -321,6 +328,12 @@ class LetterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An empty object."""
+
+
+class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why what was done about an incident is undone."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class LevelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

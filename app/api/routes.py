@@ -21,7 +21,9 @@ from app.api.desk import Desk
 from app.api.problems import Failed
 from app.core.board import Place
 from app.errors import Malformed, Refused
+from app.learning import asked
 from app.letters import settles
+from app.records import Undo
 from app.stages import entity_of
 from app.web import health
 
@@ -163,6 +165,24 @@ def drift(request: Asked, limit: Limit = 50, cursor: Cursor = None) -> say.Page:
     """Incidents as they were told last, newest first."""
     held = desk_of(request).boards.board.drifts.newest(place_of(cursor))
     return lists.page(held, limit, lambda one: one.drift)
+
+
+@post("/v1/drift/{incident:str}/undo", opt={"role": "admin"}, status_code=202)
+async def undo(
+    request: Asked,
+    incident: Annotated[str, PathParameter(max_length=100)],
+    data: JSONBody[say.UndoBody],
+) -> say.Undone:
+    """End what is done about an open incident, and let the model of before decide again."""
+    desk, who = desk_of(request), who_asks(request)
+    known = desk.boards.board.incident(incident)
+    if known is None:
+        raise Failed(404, f"incident {incident}: not held")
+    if known.event == "closed":
+        raise Failed(409, f"incident {incident} is closed: what was done about it has ended")
+    await desk.audit("drift.undo", incident, who, reason=data.reason)
+    word = Undo(incident=incident, actor=who.name, reason=data.reason)
+    return say.Undone(incident, say.Place(*await desk.publish(asked(desk.topics, word))))
 
 
 @get("/v1/outcomes", opt={"role": "read"}, sync_to_thread=False)
@@ -450,7 +470,7 @@ def events(
 
 
 ROUTES = [
-    healthz, readyz, metrics, me, summary, alerts, drift, outcomes, models, entity, transaction,
-    explain, explain_one, score, score_batch, peek, labels, dead_letters, dead_letter, retry, drop,
-    config, log_level, events,
+    healthz, readyz, metrics, me, summary, alerts, drift, undo, outcomes, models, entity,
+    transaction, explain, explain_one, score, score_batch, peek, labels, dead_letters, dead_letter,
+    retry, drop, config, log_level, events,
 ]  # fmt: skip

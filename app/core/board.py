@@ -288,6 +288,11 @@ class Board:
             self._incident_at.pop(gone.drift.incident, None)
         return view
 
+    def incident(self, name: str) -> Drift | None:
+        """An incident as it was told last; None: it is not held."""
+        place = self._incident_at.get(name)
+        return None if place is None else self.drifts.held[place].drift
+
     def on_letter(self, at: Position, letter: Letter) -> Letter | None:
         """Take a dead letter; None: it was told before."""
         if not self.is_news(at):

@@ -78,7 +78,7 @@ class Check:
     n: int = 0
     head: str = GENESIS
     problems: list[str] = field(default_factory=list)
-    _identities: set[str] = field(default_factory=set)
+    _seen: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
     def look(self, offset: int, value: bytes, entry: Entry | None, *, is_sealed: bool) -> None:
         """Take the next record of the partition."""
@@ -92,15 +92,21 @@ class Check:
                 wrong.append(f"it was written as entry {entry.place}")
             if entry.previous != self.head:
                 wrong.append("the entry before it is not the one it was written after")
-            if entry.identity in self._identities:
+            if entry.identity in self._seen:
                 wrong.append("it says what was said before")
-            self._identities.add(entry.identity)
+            self._see(entry.identity)
         if not is_sealed:
             wrong.append("it is not sealed with learner.key")
         self.n, self.head = offset + 1, digest_of(value)
         if self.n == self.known[0] and self.head != self.known[1]:
             wrong.append("it is not what was there when the chain was last checked")
         self.problems += [f"entry {offset}: {text}" for text in wrong]
+
+    def _see(self, identity: str) -> None:
+        """Remember as much as the writer does: a model that is learnt anew says all of it again."""
+        self._seen[identity] = None
+        if len(self._seen) > REMEMBERED_MAX:
+            self._seen.popitem(last=False)
 
     def end(self) -> list[str]:
         """All that is wrong, once there are no more records."""

@@ -15,7 +15,7 @@ from app.records import Example
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from app.records import Summary, Verdict
+    from app.records import Fact
 
 
 class Word(NamedTuple):
@@ -54,7 +54,7 @@ class Words:
         self._names: dict[str, int] = {MATURITY: 0}
         self._last: dict[int, Word] | None = None
 
-    def update(self, facts: Iterable[Example | Summary | Verdict]) -> None:
+    def update(self, facts: Iterable[Fact]) -> None:
         """Hear what stands in the log next."""
         for fact in facts:
             if isinstance(fact, Example):

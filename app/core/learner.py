@@ -19,7 +19,7 @@ import numpy as np
 from app.core.calibration import Calibration
 from app.core.drift.channels import Terms
 from app.core.drift.monitor import Monitor
-from app.core.drift.reaction import Reactions
+from app.core.drift.reaction import Done, Reactions
 from app.core.encoding import Encoding
 from app.core.evaluation import Evaluation, Told, was_fraud
 from app.core.hashing import hash_id
@@ -29,7 +29,7 @@ from app.core.novelty import Novelty
 from app.core.pending import MATURITY
 from app.core.recent import Recent
 from app.core.scoremap import ScoreMap
-from app.records import Example, LabelOutcome, ModelVersion, Summary, Verdict
+from app.records import Action, Example, LabelOutcome, ModelVersion, Summary, Undo, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
     from app.core.investigators import Investigators
     from app.core.models import Model
-    from app.records import Drift, Outcome
+    from app.records import Drift, Fact, Outcome
 
 
 #: Raised whenever what a learner holds is no longer what an older program wrote.
-FORMAT: Final = 5
+FORMAT: Final = 6
 #: 1,024: shares of frauds move little within, and a line is fitted in half a millisecond.
 REFRESH_EXAMPLES: Final = 1_024
 #: Every 1,024 records of the log the digest is noted, and 64 notes are kept: learners that lie
@@ -57,14 +57,24 @@ class LearnerEffects:
 
     outcomes: list[LabelOutcome] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)  # what was done about drift
     n_learned: int = 0
 
 
-class Lessons(NamedTuple):
+@dataclass(slots=True)
+class Lessons:
     """What a batch teaches."""
 
-    counted: list[Told]  # scores with their labels, and corrections, which move what was counted
-    taught: list[tuple[bool, Lesson]]  # in their order; true: by the model of everything
+    #: scores with their labels, and corrections, which move what was counted
+    counted: list[Told] = field(default_factory=list)
+    #: in their order; true: by the model of everything
+    taught: list[tuple[bool, Lesson]] = field(default_factory=list)
+    n_ours: int = 0  # by the model of everything
+
+    def add(self, lessons: Sequence[Lesson]) -> None:
+        """Teach the model of everything, too."""
+        self.taught.extend((True, one) for one in lessons)
+        self.n_ours += len(lessons)
 
 
 def _columns(
@@ -175,29 +185,39 @@ class Learner:
             self.trust,
         )
 
-    def apply(self, records: Sequence[tuple[int, Example | Summary | Verdict]]) -> LearnerEffects:
+    def apply(self, records: Sequence[tuple[int, Fact]]) -> LearnerEffects:
         """Learn from (offset, record) in the order of the log."""
-        effects, lessons = LearnerEffects(), Lessons([], [])
+        effects, lessons = LearnerEffects(), Lessons()
         for offset, record in records:
             if offset <= self.position:
                 continue
             if offset // MILESTONE != self.position // MILESTONE:
                 self._pass_milestone(offset - offset % MILESTONE)
             self.position = offset
-            if isinstance(record, Summary):
-                if drifts := self._watch(record):
-                    # What was learnt before is learnt by the model of before.
-                    self._learn(lessons)
-                    lessons = Lessons([], [])
-                    effects.drifts += [self._react(drift) for drift in drifts]
-            elif isinstance(record, Verdict):
-                if _place(record.outcome.origin) not in self.decided:
-                    self._decide(record.outcome, effects)
-                    self._confirm(record.outcome, lessons)
-            else:
-                self._meet(record, lessons, effects)
-        self._learn(lessons)
+            heard = self._hear(record, lessons, effects)
+            # What came before changes the model as it was then, and what stands still in between
+            # moves at one record, however records come in batches.
+            is_full = self.n_taught % REFRESH_EXAMPLES + lessons.n_ours >= REFRESH_EXAMPLES
+            if heard or is_full or isinstance(record, Undo):
+                self._learn(lessons, effects)
+                lessons = Lessons()
+            for drift in heard:
+                self._react(drift, effects)
+            if isinstance(record, Undo):
+                self._undo(record, effects)
+        self._learn(lessons, effects)
         return effects
+
+    def _hear(self, record: Fact, lessons: Lessons, effects: LearnerEffects) -> list[Drift]:
+        """Take a record in; return what it says of the world."""
+        if isinstance(record, Summary):
+            return self._watch(record)
+        if isinstance(record, Example):
+            self._meet(record, lessons, effects)
+        elif isinstance(record, Verdict) and _place(record.outcome.origin) not in self.decided:
+            self._decide(record.outcome, effects)
+            self._confirm(record.outcome, lessons)
+        return []
 
     def _pass_milestone(self, at: int) -> None:
         self.milestones[at] = self.digest
@@ -210,7 +230,7 @@ class Learner:
         if told is None or outcome.outcome != "duplicate" or outcome.label_source in told.sources:
             return
         lesson = told.take(hash_id(outcome.transaction_id))
-        lessons.taught.extend([(True, lesson)] if lesson else [])
+        lessons.add([lesson] if lesson else [])
 
     def _meet(self, example: Example, lessons: Lessons, effects: LearnerEffects) -> None:
         """Decide what becomes of an example, and who learns it when."""
@@ -225,18 +245,16 @@ class Learner:
         told, lesson = self.investigators, Lesson.of(example)
         if is_news:
             self._account(example, lesson, effects)
-        mine = [(True, lesson)] if is_news else []
         if told is None:
-            lessons.taught.extend(mine)
+            lessons.add([lesson] if is_news else [])
             return
-        lessons.taught.extend((True, one) for one in told.due(example.label_time_ms))
+        lessons.add(told.due(example.label_time_ms))
         if not told.hears(example):
             has_waited = told.take(key) is not None
-            lessons.taught.extend([(True, lesson)] if has_waited else mine)
+            lessons.add([lesson] if is_news or has_waited else [])
         elif is_news:
             lessons.taught.append((False, lesson))
-            late = told.keep(key, lesson, example.label_time_ms)
-            lessons.taught.extend((True, one) for one in late)
+            lessons.add(told.keep(key, lesson, example.label_time_ms))
 
     def _assess(
         self, example: Example, key: int, before: int | None, effects: LearnerEffects
@@ -299,16 +317,41 @@ class Learner:
             self.novelty.merge(summary.n_looked, means, np.array(summary.feature_squares))
         return self.monitor.on_summary(summary, self.version)
 
-    def _react(self, drift: Drift) -> Drift:
-        """Do what is declared for an incident that opens or closes; return what is told of it."""
+    def _react(self, drift: Drift, effects: LearnerEffects) -> None:
+        """Do what is declared for an incident that opens or closes, and tell of it."""
+        name, reaction = drift.incident, drift.reaction
         if drift.event == "opened":
-            self.model = self.reactions.begin(drift.reaction, self.model, drift.since_ms)
-        elif drift.event == "closed" and not self.monitor.incidents:
-            self.reactions.end()
-        self.model.pace = self.reactions.pace
-        return msgspec.structs.replace(drift, reaction=self.reactions.told(drift.reaction))
+            begun = self.reactions.begin(name, reaction, drift.since_ms, self.model, self.version)
+            self._follow(begun, effects)
+        elif drift.event == "closed":
+            self._follow(Done(self.model, self.reactions.end(name, drift.ended)), effects)
+        told = msgspec.structs.replace(drift, reaction=self.reactions.told(reaction, name))
+        effects.drifts.append(told)
 
-    def _learn(self, lessons: Lessons) -> None:
+    def _undo(self, undo: Undo, effects: LearnerEffects) -> None:
+        """End what is done about an incident, because somebody says so."""
+        why = f"undone by {undo.actor}: {undo.reason}"
+        is_about = self.reactions.is_about(undo.incident)
+        done = self.reactions.undo(undo.incident, why, self.model, self.version)
+        self._follow(done, effects, undo.actor)
+        if is_about:
+            effects.drifts += self.monitor.on_undone(undo.incident, why, self.version)
+
+    def _follow(self, done: Done, effects: LearnerEffects, actor: str = "weir") -> None:
+        """Let the model decide that a reaction leads to, and tell what was done."""
+        self.model = done.model
+        rival = self.reactions.rival
+        for model in (self.model, *([rival.model] if rival else [])):
+            model.pace = self.reactions.pace
+        version, time_ms = self.version, self.monitor.clock_ms
+        for kind, incident, reaction, detail in done.changes:
+            # Folded again it is the same; a learner of another log says something else.
+            identity = f"{incident}/{detail.get('event', 'decides')}/{version}"
+            told = {"incident": incident, "reaction": reaction, **detail}
+            told |= {"position": version.position, "time_ms": time_ms}
+            effects.actions.append(Action(kind, self.name, identity, actor, told))
+
+    def _learn(self, lessons: Lessons, effects: LearnerEffects) -> None:
         self.evaluation.update(lessons.counted)
         part: list[tuple[bool, Lesson]] = []
         for is_ours, lesson in lessons.taught:
@@ -319,17 +362,17 @@ class Learner:
             if self.n_taught % REFRESH_EXAMPLES == 0:
                 self._teach(part)
                 part = []
-                self._refresh()
+                self._refresh(effects)
         self._teach(part)
 
-    def _refresh(self) -> None:
+    def _refresh(self, effects: LearnerEffects) -> None:
         """Let all that stands still in between follow what was learnt."""
         self.encoding.refresh()
         if self.calibrates:
             self.calibration.fit()
-        self.model = self.reactions.choose(self.model)
+        self._follow(self.reactions.choose(self.model, self.version), effects)
         if not self.monitor.incidents:
-            self.reactions.keep(self.model, self.monitor.clock_ms)
+            self.reactions.keep(self.model, self.monitor.clock_ms, self.version)
 
     def _teach(self, part: Sequence[tuple[bool, Lesson]]) -> None:
         """Teach each model its lessons, in their order; the tables stand still meanwhile."""

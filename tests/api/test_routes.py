@@ -4,8 +4,11 @@ import asyncio
 import json
 from typing import Any, cast
 
+import msgspec
 import pytest
 
+from app import codec
+from app.records import Drift, ModelVersion, Undo
 from tests.api.served import Served, transaction
 
 ALWAYS: dict[str, Any] = {"policy": {"threshold": 0.0}}  # every score is an alert
@@ -274,6 +277,28 @@ async def test_dead_letters_are_listed_shown_repaired_and_dropped(served):
     assert [("dead-letter.retry", "local"), ("dead-letter.drop", "local")] == [
         one for one in served.audited if one[0].startswith("dead")
     ]
+
+
+async def test_a_reaction_is_undone_by_a_word_in_the_log(served):
+    """It is audited, and lies on the examples for the learner; what is over cannot be undone."""
+    drift = Drift(
+        detector="CUSUM", kind="feature", subject="amount", before=1.0, after=2.0, since_ms=0,
+        detected_ms=1, n_examples=9, model=ModelVersion("champion", 9, "0"), incident="drift-1",
+    )  # fmt: skip
+    served.driver.publish("drift", codec.encode(drift), key="drift-1")
+    served.run()
+    assert 404 == (await post(served, "/v1/drift/drift-2/undo", {"reason": "x"})).status_code
+    assert 400 == (await post(served, "/v1/drift/drift-1/undo", {"reason": ""})).status_code
+    done = await post(served, "/v1/drift/drift-1/undo", {"reason": "a holiday"})
+    assert (202, "drift-1") == (done.status_code, done.json()["incident"])
+    assert [Undo(incident="drift-1", actor="local", reason="a holiday")] == [
+        fact for fact in served.driver.read("examples") if isinstance(fact, Undo)
+    ]
+    assert ("drift.undo", "local") in served.audited
+    closed = msgspec.structs.replace(drift, event="closed")
+    served.driver.publish("drift", codec.encode(closed), key="drift-1")
+    served.run()
+    assert 409 == (await post(served, "/v1/drift/drift-1/undo", {"reason": "x"})).status_code
 
 
 async def test_events_tell_what_comes_and_what_was_missed(served):

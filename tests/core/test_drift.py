@@ -15,10 +15,8 @@ from app.core.drift.budget import Budget
 from app.core.drift.channels import Terms
 from app.core.drift.grid import BINS, Grid
 from app.core.drift.monitor import Monitor
-from app.core.drift.reaction import FASTER, Reactions, Rival
 from app.core.drift.sample import pack, unpack
 from app.core.drift.watch import DAY_MS, HOURS, Block
-from app.core.models import make_model
 from app.records import Drift, ModelVersion, Summary
 from tests.core.examined import an_example
 
@@ -335,78 +333,3 @@ def test_distances_are_zero_between_equals_and_positive_else(counts):
     assert distances.wasserstein(was, now, middles) == pytest.approx(
         distances.wasserstein(now, was, middles)
     )
-
-
-# ---- Reaction.
-
-
-def taught(model: Any, rng: np.random.Generator, n: int, sign: float) -> None:
-    """Examples in which the first feature speaks for fraud, or against it."""
-    rows = rng.normal(size=(n, 2))
-    model.learn_many(rows, (sign * rows[:, 0] > 0.8).astype(np.int8))
-
-
-def test_rival_that_ranks_better_decides_and_the_other_is_kept():
-    """A new model takes over from one that learnt another world; that one may come back."""
-    rng, old = np.random.default_rng(3), make_model("logistic", ("a", "b"), lr=0.001)
-    taught(old, rng, 4_000, 1.0)
-    reactions = Reactions(frozenset({"background"}))
-    model = reactions.begin("background", old, 0)
-    assert model is old
-    for _ in range(20):
-        rows = rng.normal(size=(100, 2))
-        is_fraud, ones = -rows[:, 0] > 0.8, np.ones(100)
-        reactions.teach(model, rows, is_fraud, ones)
-        model = reactions.choose(model)
-    assert model is not old
-    assert reactions.rival is not None
-    assert reactions.rival.model is old
-    assert 1 == reactions.n_swaps
-    reactions.end()
-    assert reactions.rival is None
-
-
-def test_rollback_takes_the_copy_from_before_the_change():
-    """Not the newest copy: that may have learnt the change."""
-    rng, model = np.random.default_rng(4), make_model("logistic", ("a", "b"))
-    reactions, digests = Reactions(frozenset({"rollback"}), every_ms=10), {}
-    for time_ms in (0, 10, 20):
-        taught(model, rng, 50, 1.0)
-        digests[time_ms] = model.state_digest()
-        reactions.keep(model, time_ms)
-    assert digests[10] == reactions.begin("rollback", model, 15).state_digest()
-    assert reactions.rival is not None
-    assert reactions.rival.model is model
-
-
-def test_faster_learning_ends_with_the_incident():
-    """The pace is four times the usual one, then the usual one."""
-    reactions, model = Reactions(), make_model("logistic", ("a",))
-    assert model is reactions.begin("faster", model, 0)
-    assert FASTER == reactions.pace
-    reactions.end()
-    assert 1.0 == reactions.pace
-
-
-@pytest.mark.parametrize("name", ["logistic", "forest", "hoeffding", "average", "stack"])
-def test_model_at_a_pace_learns_as_from_weights(name):
-    """Twice the pace is twice the weight; and a model told beside learns the same."""
-    rng = np.random.default_rng(5)
-    rows, is_fraud = rng.normal(size=(300, 2)), np.arange(300) % 5 == 0
-    params = {} if name in {"average", "stack"} else {"seed": 1}
-    quick, weighed = (make_model(name, ("a", "b"), **params) for _ in range(2))
-    quick.pace = 2.0
-    quick.learn_told_many(rows, is_fraud)
-    weighed.learn_many(rows, is_fraud, np.full(300, 2.0))
-    if name != "forest":  # its trees are regrown sooner, too
-        assert np.array_equal(quick.score_many(rows), weighed.score_many(rows))
-    fresh = make_model(name, ("a", "b"), **params)
-    assert np.array_equal(fresh.score_many(rows), weighed.blank().score_many(rows))
-
-
-def test_few_frauds_decide_nothing():
-    """Average precision of a handful is noise."""
-    rival = Rival(make_model("logistic", ("a",)))
-    rival.hear(np.array([True, False]), np.array([-1.0, 1.0]), np.array([1.0, -1.0]))
-    assert rival.compared() is None
-    assert not rival.is_better()

@@ -128,6 +128,15 @@ async def test_corrected_labels_replace_what_was_taught(make_world):
     code, told, said = await weir(world, "rebuild", "--force", "test")
     assert (0, True) == (code, told["published"]), said
     digest = told["digest"]
+
+    def is_entered(found: list[Any]) -> bool:
+        entries = [json.loads(record.value) for record in found]
+        promoted = [e["detail"] for e in entries if e["kind"] == "promotion"]
+        return [("rebuild", "test", digest)] == [
+            (one["reaction"], one["why"], one["to"].rpartition("/")[2]) for one in promoted
+        ]
+
+    await world.collect(world.topics.audit, is_entered, "the promotion is not in the audit")
     await until(lambda: digest in worker.said, "the rebuilt model was not adopted")
 
     more = transactions(320, seed=25)[300:]

@@ -146,6 +146,16 @@ class Monitor:
             self._on_label(example, hour)
         return []
 
+    def on_undone(self, incident: str, why: str, model: ModelVersion) -> list[Drift]:
+        """Tell of an incident about which nothing is done any more, because somebody said so."""
+        told, now_ms = [], self.clock_ms
+        for one in self.incidents:
+            if one.name == incident:
+                one.reaction, one.told_ms = f"{one.reaction}, {why}", now_ms
+                evidence = self._evidence()
+                told.append(evidence.drift(one, "updated", now_ms, self.n_examples, model))
+        return told
+
     def _on_label(self, example: Example, hour: int) -> None:
         """Count a label that somebody sent, and how long it took."""
         self.n_labels += 1
