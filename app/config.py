@@ -424,6 +424,13 @@ class WorkerSettings(Table):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class TraceSettings(Table):
+    """Spans of sampled transactions, exported by OpenTelemetry (extra ``traces``)."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")  # OTLP: .../v1/traces
+    service: str = "weir"
+
+
 Role = Literal["read", "feedback", "admin"]
 
 
@@ -496,6 +503,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     worker: WorkerSettings = WorkerSettings()
+    traces: TraceSettings = TraceSettings()
     access: AccessSettings = AccessSettings()
     explain: ExplainSettings = ExplainSettings()
 

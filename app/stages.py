@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from app.records import Alert, Headers, Record
     from app.tasks import Task
     from app.topics import Topics
+    from app.traces import Spans
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class EntityStage:
     index: int = 0
     #: Transactions whose score somebody waits for: whom to tell it, as written, and what fired.
     awaited: dict[str, Callable[[bytes, str | None], None]] = field(default_factory=dict)
+    spans: Spans | None = None  # of sampled transactions; None: nobody asks for them
     name: str = field(init=False)
     topics: tuple[str, ...] = field(init=False)
     pace: Pace = field(init=False)
@@ -238,7 +240,7 @@ class EntityTask:
         yield Bound("entity.expected_max", *at, store.n_expected, EXPECTED_MAX)
 
     def _on_transactions(self, records: Sequence[Record], now_ms: int, effects: Effects) -> None:
-        stage = self.stage
+        stage, began_ns = self.stage, time.time_ns()
         if stage.is_first:
             decoded = stage.reader.read_many(self.partition, records)
         else:
@@ -255,6 +257,8 @@ class EntityTask:
                     record = msgspec.structs.replace(record, value=alone)
                 bad.append((record, Malformed(field, batch.ids[i], expected, "reused")))
             batch = batch.where(applied(status))
+        if stage.spans is not None:
+            batch = stage.spans.follow(f"stage {stage.name}", batch, began_ns)
         for record, error in bad:
             effects.outputs.append(refused(self.stage, self.inputs[0], record, error))
         if stage.is_last and len(batch):
@@ -308,7 +312,7 @@ class EntityTask:
         yield from self._packed(batch, at[half:])
 
     def _score(self, batch: Batch, now_ms: int, effects: Effects) -> None:
-        stage, topics = self.stage, self.stage.topics_by_role
+        stage, topics, began_ns = self.stage, self.stage.topics_by_role, time.time_ns()
         decided = stage.pace.decide(stage.scorer, batch, now_ms)
         keys = [transaction_id.encode() for transaction_id in batch.ids]
         places = partitions_of(keys, topics.scores.partitions)
@@ -320,6 +324,8 @@ class EntityTask:
             )
         ]
         values = stage.writer.write(batch, decided)
+        if stage.spans is not None:
+            batch = stage.spans.follow("score", batch, began_ns)
         effects.outputs += [
             Send(name, place, key, value, codec.headers_of("score", at, at, trace))
             for place, key, value, at, trace in zip(
@@ -330,7 +336,10 @@ class EntityTask:
             told = (values[i], decided.words.get(i))
             effects.told.append(partial(stage.awaited[batch.ids[i]], *told))
         for i, alert in stage.scorer.alerts(batch, decided, source):
-            headers = codec.headers_of("alert", ats[i], ats[i], batch.traces[i])
+            trace = batch.traces[i]
+            if stage.spans is not None:
+                trace = stage.spans.one("alert", batch, i, began_ns)
+            headers = codec.headers_of("alert", ats[i], ats[i], trace)
             effects.first.append(self._alert(alert, headers))
         stage.metrics.scored(decided.scores, decided.alerts, now_ms - batch.published_ms)
         stage.metrics.told_by(decided.fallback, stage.scorer.champion.unlearnt_ms(now_ms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import faust
 import numpy as np
 from faust.app.base import BootStrategy
+from mode import Service
 from yarl import URL
 
 from app.alerting import AlertStage
@@ -24,6 +26,7 @@ from app.learning import Follower, LearnStage, new_learner
 from app.metrics import Metrics
 from app.stages import EntityStage, scorer_of
 from app.topics import Topics, partitions_of
+from app.traces import Spans
 from app.transport import Restorer, consumer_of
 from app.watch import Watcher
 from app.web import readiness
@@ -62,6 +65,19 @@ class WeirApp(faust.App):
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """Start what runs beside the flow first: the flow waits for it."""
         return [*self.beside, *super().on_init_dependencies()]
+
+
+class Exporter(Service):
+    """Sends the last spans when a process ends."""
+
+    def __init__(self, spans: Spans, **kwargs: Any) -> None:
+        """Describe it."""
+        super().__init__(**kwargs)
+        self._spans = spans
+
+    async def on_stop(self) -> None:
+        """Beside the loop: whoever takes them may not answer."""
+        await asyncio.to_thread(self._spans.close)
 
 
 class Worker(faust.Worker):
@@ -131,6 +147,15 @@ def calm_collector() -> None:
     gc.set_threshold(_LOOK_AFTER, 20, 100)
 
 
+def traced(settings: Settings, stages: Sequence[Stage]) -> list[ServiceT]:
+    """Let stages make the spans that are asked for; return what sends the last of them."""
+    spans = Spans.of(settings.traces)
+    for stage in stages:
+        if isinstance(stage, EntityStage):
+            stage.spans = spans
+    return [] if spans is None else [Exporter(spans)]
+
+
 def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
     """A Faust app, ready to be run by a Faust worker.
 
@@ -166,7 +191,7 @@ def make_app(settings: Settings, role: Role = "worker") -> WeirApp:
         app.topics.add(app.topic(name, acks=False))
     flow.greetings.append(configured(settings, Topics.of(settings), role, flow.now_ms()))
     follower = Follower(settings, Topics.of(settings), plan, champion, metrics)
-    app.beside.append(follower)
+    app.beside += [follower, *traced(settings, stages)]
     if role == "worker":
         flow.gates.append(follower.caught_up)
 
