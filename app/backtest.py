@@ -20,9 +20,10 @@ import numpy as np
 
 from app.core.buckets import FRAUD
 from app.core.drift.sample import pack
+from app.core.early import Label
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
-from app.core.pending import Join, JoinEffects, Label, moments, step_of
+from app.core.pending import Join, JoinEffects, moments, step_of
 from app.core.scoremap import bins_of
 from app.core.scoring import Batch, Champion, fold_entity, segment_of
 from app.files import UNLABELLED

@@ -21,9 +21,9 @@ import numpy as np
 import orjson
 
 from app.core.buckets import BucketValue
+from app.core.early import Label
 from app.core.entity import SlotValue
 from app.core.fallback import STAMPS
-from app.core.pending import Label
 from app.core.repeats import Shown
 from app.core.scoring import Batch, segment_of
 from app.errors import SHOWN_MAX, Malformed
@@ -681,7 +681,20 @@ class HeldScore(msgspec.Struct, gc=False):
 
 def hold_score(record: Record) -> HeldScore:
     """A score that a worker published, ready to be kept. Raises Malformed if it is none."""
-    score, value = read_score(record), record.value or b""
+    return _held(read_score(record), record.value or b"")
+
+
+def held_bytes(held: HeldScore) -> bytes:
+    """A score that is kept, for a disk."""
+    return held.value
+
+
+def held_again(value: bytes) -> HeldScore:
+    """A score that was kept, from a disk."""
+    return _held(_score(value), value)
+
+
+def _held(score: Score, value: bytes) -> HeldScore:
     return HeldScore(
         score.transaction_id,
         score.time_ms,

@@ -352,7 +352,10 @@ class JoinSettings(Table):
     negatives: float = Field(default=1.0, gt=0.0, le=1.0)  # share of those that is learnt
     forget: Duration = 60 * 86_400_000  # after maturity: a label this late is "expired"
     early: Duration = 7 * 86_400_000  # a label may wait so long for its transaction
-    pending_max: int = Field(default=1_000_000, ge=16)  # a partition
+    pending_max: int = Field(default=1_000_000, ge=16)  # a partition, in memory: without a disk
+    disk: Path | None = None  # a folder where they wait instead, and stay; None: in memory
+    disk_max: int = Field(default=100_000_000, ge=16)  # a partition, on that disk
+    disk_cache_bytes: int = Field(default=67_108_864, ge=1_048_576)  # in memory, for all of them
     early_max: int = Field(default=100_000, ge=16)  # a partition
 
 

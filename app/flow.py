@@ -18,7 +18,7 @@ import structlog
 
 from app.errors import Fenced
 from app.kafka import Reader, Sender, now_ms
-from app.tasks import Committed, Effects
+from app.tasks import Committed, Durable, Effects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +116,8 @@ class Flow:
 
     def own(self, assigned: Iterable[Partition]) -> list[Task]:
         """Make the tasks of newly assigned partitions; what was owned before is dropped."""
+        for old in self._durable():
+            old.close()
         self.tasks, self.positions, self._committed = {}, {}, {}
         self._n_open = 0
         self.metrics.released()
@@ -203,5 +205,10 @@ class Flow:
     def committed(self, offsets: Mapping[Partition, Committed]) -> None:
         """Note what the coordinator took."""
         self._committed.update({at: was.offset for at, was in offsets.items()})
+        for task in self._durable():
+            task.committed(offsets)
         self.committed_s = time.monotonic()
         self.metrics.committed(self.now_ms())
+
+    def _durable(self) -> list[Durable]:
+        return [task for task in dict.fromkeys(self.tasks.values()) if isinstance(task, Durable)]

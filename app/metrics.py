@@ -48,6 +48,7 @@ BOUNDS: Final = {
     "entity.buckets_max": "Buckets of what is older, of all entities known; the oldest go.",
     "entity.expected_max": "Confirmed labels ahead of their transaction; the oldest are forgotten.",
     "join.pending_max": "Scored transactions that are known; the oldest are forgotten.",
+    "join.disk_max": "The same, where they lie on disk; the oldest are forgotten.",
     "join.early_max": "Labels that wait for their transaction; the oldest become unknown.",
     "policy.repeats.entities_max": "Entities whose last alert is known; the oldest are forgotten.",
     "learner.learnt_max": "Transactions lately learnt; older could be learnt again.",
@@ -229,6 +230,15 @@ class Metrics:
         self._overflowed = self._gauge(
             group, "weir_pending_overflowed", "Transactions forgotten at pending_max.", "partition"
         )
+        self._on_disk = self._gauge(
+            group, "weir_pending_on_disk", "Of weir_pending, those on disk.", "partition"
+        )
+        self._read_again = self._gauge(
+            group,
+            "weir_join_read_again",
+            "Scores and labels read again when the partition was taken.",
+            "partition",
+        )
 
     def _of_labels(self) -> None:
         group = "Labels"
@@ -348,6 +358,11 @@ class Metrics:
         self._pending.labels(str(partition)).set(len(join))
         self._early.labels(str(partition)).set(join.n_early)
         self._overflowed.labels(str(partition)).set(join.n_overflowed)
+        self._on_disk.labels(str(partition)).set(join.known.n_written)
+
+    def read_again(self, partition: int, n: int) -> None:
+        """Tell how many records a join was restored from."""
+        self._read_again.labels(str(partition)).set(n)
 
     def outcomes(self, outcomes: Sequence[LabelOutcome]) -> None:
         """Count what became of labels."""
@@ -401,7 +416,7 @@ class Metrics:
         """Forget what was told by partition: it may be another's from now on."""
         by_partition = (
             self._lag, self._entities, self._evicted, self._cold, self._buckets,
-            self._pending, self._early, self._overflowed,
+            self._pending, self._early, self._overflowed, self._on_disk, self._read_again,
         )  # fmt: skip
         for gauge in by_partition:
             gauge.clear()

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 
 class Committed(NamedTuple):
-    """A committed offset (the next to be read) and what the task noted beside it."""
+    """A committed offset (the next to be read) and what the task noted beside it.
+
+    ``first``: where the log begins, as far as that was asked.
+    """
 
     offset: int
     note: str = ""
+    first: int = 0
 
 
 class Range(NamedTuple):
@@ -121,6 +125,17 @@ class Bounded(Protocol):
 
     def bounds(self) -> Iterable[Bound]:
         """What it keeps in memory."""
+
+
+@runtime_checkable
+class Durable(Protocol):
+    """A task with a state of its own beside the logs, never ahead of what is committed."""
+
+    def committed(self, offsets: Mapping[Partition, Committed]) -> None:
+        """The coordinator has taken these offsets; the task stands exactly there."""
+
+    def close(self) -> None:
+        """It is another's partition from now on."""
 
 
 class Stage(Protocol):

@@ -96,6 +96,7 @@ class Log:
     def __init__(self) -> None:
         """Begin empty."""
         self.records: list[Record] = []
+        self.first = 0  # what retention has left; who looks at ``records`` sees all
         self.end = 0  # the offset of the next record
         self._cleaned = 0
 
@@ -106,7 +107,8 @@ class Log:
         return self.end - 1
 
     def between(self, start: int, stop: int | None = None) -> list[Record]:
-        """Records with offsets in [start, stop)."""
+        """Records with offsets in [start, stop) that retention has left."""
+        start = max(start, self.first)
         if len(self.records) == self.end:
             return self.records[start:stop]
         last = self.end if stop is None else stop
@@ -322,7 +324,7 @@ class Driver:
 
     def start(self, name: str, role: Role = "worker", group: str | None = None) -> Process:
         """Start a process with an empty memory; it owns nothing before a rebalance."""
-        settings = self.settings
+        settings = self.settings_of(name)
         group = group or settings.worker.group
         champion, metrics = fresh_champion(settings, self.plan), Metrics()
         flow = Flow(settings, stages_of(settings, role, metrics, champion, self.plan), metrics)
@@ -340,6 +342,11 @@ class Driver:
         held.is_stale = True
         return process
 
+    def settings_of(self, name: str) -> Settings:
+        """What a process is told; override it where machines differ."""
+        del name
+        return self.settings
+
     def heartbeat(self, process: Process) -> None:
         """The coordinator hears of a process, which renews its lease."""
         process.flow.lease.renew(self.now_ms / 1_000.0)
@@ -349,6 +356,7 @@ class Driver:
         if process.delivery is not None:
             process.delivery.close()
             process.delivery = process.behind = None
+        process.flow.own(())
         self._killed_group = process.group
         if self.processes.get(process.name) is process:
             del self.processes[process.name]
@@ -404,7 +412,11 @@ class Driver:
         """Make the tasks, hand them what must be read again, and let records flow."""
         flow, group = process.flow, self.groups[process.group]
         tasks = flow.own(assigned)
-        committed = {at: group.committed[at] for at in flow.tasks if at in group.committed}
+        committed = {
+            at: group.committed[at]._replace(first=self.logs[at].first)
+            for at in flow.tasks
+            if at in group.committed
+        }
         for task in tasks:
             for wanted in task.ranges(committed):
                 records = self.logs[wanted.partition].between(wanted.start or 0, wanted.stop)

@@ -256,7 +256,9 @@ class Consumer(FaustConsumer):
         if not due:
             return
         self.flow.lease.check()
-        offsets = {TopicPartition(*at): OffsetAndMetadata(*was) for at, was in due.items()}
+        offsets = {
+            TopicPartition(*at): OffsetAndMetadata(was.offset, was.note) for at, was in due.items()
+        }
         try:
             await self.client.commit(offsets)
         except (
@@ -282,8 +284,9 @@ class Consumer(FaustConsumer):
         coordinator = self.client._coordinator
         tps = [TopicPartition(*at) for at in self.flow.tasks]
         found = await coordinator.fetch_committed_offsets(tps)
+        firsts = await self.client.beginning_offsets(tps)
         return {
-            Partition(tp.topic, tp.partition): Committed(was.offset, was.metadata)
+            Partition(tp.topic, tp.partition): Committed(was.offset, was.metadata, firsts[tp])
             for tp, was in found.items()
             if was.offset >= 0
         }

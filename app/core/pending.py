@@ -20,26 +20,24 @@ clock of a partition is the highest transaction time seen in it.
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import numpy as np
 
 from app.core.drift.sample import pack
-from app.core.hashing import hash_id
+from app.core.early import Early, Label, Unknown, Waited
 from app.core.scoremap import bins_of
+from app.core.waitlist import Known, Waiting, Waitlist, is_sampled
 from app.records import Example, LabelOutcome, Position, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from app.records import Outcome, Record, Score
+    from app.core.waitlist import Scored
+    from app.records import Outcome, Score
 
 #: 256 scores: a mean whose noise is a sixteenth of one score's, and a line in the log that
 #: costs a two-hundredth of theirs.
@@ -54,109 +52,12 @@ _HOUR_MS = 3_600_000
 
 MATURITY = "maturity"
 
-#: 400 steps of a few digits: a broker takes notes of up to 4096 bytes.
-_WAITS_MAX = 400
-
-
-class Label(NamedTuple):
-    """What is later known of a transaction."""
-
-    transaction_id: str
-    is_fraud: bool
-    time_ms: int
-    source: str
-    raw: Record | None = None  # as it was published
-
-
-class Unknown(NamedTuple):
-    """A label whose transaction never came, with its position."""
-
-    label: Label
-    at: Position
-
 
 class Confirmed(NamedTuple):
     """A label that the entities of its transaction should know."""
 
     score: Score
     is_fraud: bool
-
-
-class Scored(Protocol):
-    """A score, of which the join knows little until a label asks for all of it."""
-
-    @property
-    def transaction_id(self) -> str:
-        """Whose score it is."""
-
-    @property
-    def time_ms(self) -> int:
-        """Event time of the transaction."""
-
-    @property
-    def score(self) -> float:
-        """In [0, 1]."""
-
-    @property
-    def is_alert(self) -> bool:
-        """Whether the policy brings it to a person."""
-
-    @property
-    def feature_schema(self) -> str:
-        """Which features it was given for."""
-
-    def whole(self) -> Score:
-        """Everything that was used to decide."""
-
-
-class Waiting(msgspec.Struct, gc=False):
-    """A scored transaction and what is known of it."""
-
-    kept: Any  # Scored
-    offset: int  # of the score
-    due_ms: int  # when it matures; once matured, when it may be forgotten
-    is_fraud: bool | None = None
-    is_matured: bool = False
-    until_ms: int = -1  # its labels could be taken for early ones until then
-    has_label: bool = False  # one of its labels stands in the list that ``low`` looks at
-
-    @property
-    def score(self) -> Score:
-        """The score as it came."""
-        whole: Score = self.kept.whole()
-        return whole
-
-
-class Waited(NamedTuple):
-    """Which labels waited when the offsets were committed; the logs alone cannot tell.
-
-    ``scores_next`` is how far the scores were read then; ``cut`` the offset after which the
-    list did not fit (-1: it is whole).
-    """
-
-    scores_next: int
-    offsets: frozenset[int]
-    cut: int = -1
-
-    @classmethod
-    def of(cls, note: str) -> Waited | None:
-        """Read what ``Join.waits`` has written, after the first word of a note.
-
-        >>> Waited.of("3 1f 5 2 +")
-        Waited(scores_next=31, offsets=frozenset({5, 7}), cut=7)
-        """
-        words = note.split()[1:]
-        if not words:
-            return None
-        is_cut = words[-1] == "+"
-        scores_next, *steps = [int(word, 16) for word in (words[:-1] if is_cut else words)]
-        offsets = list(accumulate(steps))
-        return cls(scores_next, frozenset(offsets), offsets[-1] if is_cut else -1)
-
-    def has(self, label: Position, waiting: Waiting | None) -> bool:
-        """Whether a label waited."""
-        is_beyond = self.cut >= 0 and label.offset > self.cut
-        return waiting is None if is_beyond else label.offset in self.offsets
 
 
 @dataclass(slots=True)
@@ -189,81 +90,104 @@ class Join:
     #: concerns is not known before the labels were read. ``restored`` ends it.
     is_restoring: bool = False
     waited: Waited | None = None
+    #: Where transactions wait: in memory, or on a disk.
+    known: Known = field(default_factory=Waitlist)
+    #: Scores below are known already; what no summary tells of is read again.
+    resumed_at: int = 0
 
     def __post_init__(self) -> None:
-        """Start with nothing known."""
-        self._known: OrderedDict[str, Waiting] = OrderedDict()
-        self._early: OrderedDict[str, list[Unknown]] = OrderedDict()
-        self._n_early = 0
-        self._due: list[tuple[int, str]] = []  # heap of (when, transaction): mature or forget
-        self._early_due: list[tuple[int, str]] = []
-        #: (label offset, transaction): the first label of each, and those that wait
-        self._labelled: deque[tuple[int, str]] = deque()
+        """Start with nothing known but what lies on a disk."""
+        self.early = Early(self.early_ms, self.early_max, keeps_changes=self.known.is_durable)
         self._run: list[Scored] = []  # scores since the last summary
         self._run_first = -1
 
     def __len__(self) -> int:
         """How many transactions are known, labelled or not."""
-        return len(self._known)
+        return len(self.known)
 
     @property
     def n_early(self) -> int:
         """How many labels wait for their transaction."""
-        return self._n_early
+        return len(self.early)
 
     def low(self, scores_next: int, labels_next: int) -> tuple[int, int]:
         """Offsets in scores and labels from which this state can be read again."""
-        first = next(iter(self._known.values()), None)
-        scores_low = first.offset if first else scores_next
-        if self._run:
-            scores_low = min(scores_low, self._run_first)
-        while self._labelled and not self._matters(*self._labelled[0]):
-            self._labelled.popleft()
-        return scores_low, self._labelled[0][0] if self._labelled else labels_next
+        scores = [scores_next, self.known.low_score(), self._run_first if self._run else None]
+        labels = [labels_next, self.known.low_label(), self.early.low()]
+        return _least(scores), _least(labels)
 
-    def waits(self, scores_next: int) -> str:
-        """Note of which labels wait, for ``Waited.of``: hexadecimal, the offsets as steps."""
-        offsets = sorted(u.at.offset for waited in self._early.values() for u in waited)
-        steps = [b - a for a, b in pairwise([0, *offsets])]
-        words = [f"{step:x}" for step in [scores_next, *steps[:_WAITS_MAX]]]
-        return " ".join([*words, "+"] if len(steps) > _WAITS_MAX else words)
+    def resume(self, scores_next: int, clock_ms: int, early: Iterable[Unknown]) -> None:
+        """Go on from a state that lies on a disk."""
+        self.resumed_at, self.clock_ms = scores_next, clock_ms
+        for unknown in early:
+            self.early.wait(unknown)
+        self._written()
+
+    def expect(self, ids: Sequence[str], until_ms: int = -1, *, labelled: bool = False) -> None:
+        """Prepare for a batch: scores up to this time, or labels. Changes nothing but the cost."""
+        self.known.expect(ids, until_ms, labelled=labelled)
+
+    def write(self) -> None:
+        """Have the disk hold the state as it is, if there is one."""
+        changes = self.early.changes or {}
+        self.known.write(self.clock_ms, self._run_first if self._run else -1, changes)
+        self._written()
 
     def restored(self) -> None:
         """Let the time pass that passed before; what followed then is not said again."""
-        self.is_restoring = False
         self._mature(Position("", 0, -1), JoinEffects())
-        while len(self._known) > self.pending_max:
-            self._known.popitem(last=False)
+        while len(self.known) > self.pending_max:
+            self._let_oldest_go()
+        self.is_restoring = False
 
     def on_score(self, score: Scored, at: Position, effects: JoinEffects) -> None:
         """Keep a scored transaction until its label or its maturity."""
+        if at.offset < self.resumed_at:
+            self._run_first = self._run_first if self._run else at.offset
+            self._run.append(score)
+            return
         self._summarise(score, at, effects)
-        self._advance(score.time_ms, effects)
-        if score.transaction_id not in self._known:
+        self.clock_ms = max(self.clock_ms, score.time_ms)
+        effects.unknown += self.early.expire(self.clock_ms)
+        if self.known.get(score.transaction_id) is None:
             self._keep(score, at, effects)
         if not self.is_restoring:
             self._mature(at, effects)
 
     def _keep(self, score: Scored, at: Position, effects: JoinEffects) -> None:
-        if len(self._known) >= self.pending_max and not self.is_restoring:
-            self._known.popitem(last=False)
+        if len(self.known) >= self.pending_max and not self.is_restoring:
+            self._let_oldest_go()
             self.n_overflowed += 1
-        due = score.time_ms + self.maturity_ms
-        waiting = self._known[score.transaction_id] = Waiting(score, at.offset, due)
-        heapq.heappush(self._due, (due, score.transaction_id))
-        self._due = _pruned(self._due, len(self._known), self._is_due)
-        for waited in self._early.pop(score.transaction_id, ()):
-            self._n_early -= 1
-            waiting.has_label = True  # since it came
-            self.on_label(waited.label, waited.at, effects)
+        waiting = Waiting(score, at.offset, score.time_ms + self.maturity_ms)
+        self.known.add(waiting)
+        waited = self.early.take(score.transaction_id)
+        if waited:
+            self.known.label(waiting, waited[0].at.offset)
+        for label, place in waited:
+            self._meet(waiting, label, place, effects)
+
+    def _let_oldest_go(self) -> None:
+        oldest = self.known.oldest()
+        if oldest is not None:
+            self.known.let_go(oldest)
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """While logs are read again all that is known was committed, and may be written."""
+        if self.is_restoring and self.known.is_full:
+            self.write()
+
+    def _written(self) -> None:
+        if self.early.changes is not None:
+            self.early.changes.clear()
 
     def find(self, transaction_id: str) -> Waiting | None:
         """What is known of a scored transaction; None: nothing, or it was forgotten."""
-        return self._known.get(transaction_id)
+        return self.known.peek(transaction_id)
 
     def expects(self, transaction_id: str, *, is_fraud: bool) -> Outcome:
         """What a label would lead to if it came next; the learner has the last word."""
-        waiting = self._known.get(transaction_id)
+        waiting = self.known.peek(transaction_id)
         if waiting is None:
             return "early"
         known = False if waiting.is_matured and waiting.is_fraud is None else waiting.is_fraud
@@ -275,7 +199,7 @@ class Join:
 
     def on_label(self, label: Label, at: Position, effects: JoinEffects) -> None:
         """Let a label meet its transaction, or wait for it."""
-        waiting = self._known.get(label.transaction_id)
+        waiting = self.known.get(label.transaction_id)
         if self.is_restoring and self.waited is not None:
             came_later = waiting is not None and waiting.offset >= self.waited.scores_next
             has_waited = self.waited.has(at, waiting)
@@ -286,11 +210,15 @@ class Join:
         if waiting is None:
             self._wait_early(label, at, effects)
             return
-        if not waiting.has_label:
-            waiting.has_label = True
-            self._keep_offset(label, at)
+        if waiting.label_offset < 0:
+            self.known.label(waiting, at.offset)
+        self._meet(waiting, label, at, effects)
+
+    def _meet(self, waiting: Waiting, label: Label, at: Position, effects: JoinEffects) -> None:
+        """A label and its transaction are both there."""
         # Not forgotten before its label could no longer be taken for an early one by a restart.
         waiting.until_ms = max(waiting.until_ms, label.time_ms + self.early_ms)
+        self.known.changed(waiting)
         known = False if waiting.is_matured and waiting.is_fraud is None else waiting.is_fraud
         if known is label.is_fraud:
             outcome: Outcome = "expired" if waiting.is_matured else "duplicate"
@@ -314,65 +242,28 @@ class Join:
         unknown = Unknown(label, at)
         if label.time_ms + self.early_ms <= self.clock_ms:
             effects.unknown.append(unknown)
-            return
-        self._keep_offset(label, at)
-        self._early.setdefault(label.transaction_id, []).append(unknown)
-        self._n_early += 1
-        heapq.heappush(self._early_due, (label.time_ms + self.early_ms, label.transaction_id))
-        while self._n_early > self.early_max:
-            _, oldest = self._early.popitem(last=False)
-            self._n_early -= len(oldest)
-            effects.unknown += oldest
-        self._early_due = _pruned(self._early_due, self._n_early, self._is_early_due)
-
-    def _keep_offset(self, label: Label, at: Position) -> None:
-        self._labelled.append((at.offset, label.transaction_id))
-        if len(self._labelled) > _room(len(self._known) + self._n_early):
-            self._labelled = deque(one for one in self._labelled if self._matters(*one))
-
-    def _is_due(self, due_ms: int, transaction_id: str) -> bool:
-        waiting = self._known.get(transaction_id)
-        return waiting is not None and waiting.due_ms == due_ms
-
-    def _is_early_due(self, due_ms: int, transaction_id: str) -> bool:
-        waited = self._early.get(transaction_id, ())
-        return any(one.label.time_ms + self.early_ms == due_ms for one in waited)
-
-    def _advance(self, time_ms: int, effects: JoinEffects) -> None:
-        """Let the clock go on; labels that waited too long have no transaction."""
-        self.clock_ms = max(self.clock_ms, time_ms)
-        while self._early_due and self._early_due[0][0] <= self.clock_ms:
-            _, transaction_id = heapq.heappop(self._early_due)
-            waited = self._early.pop(transaction_id, [])
-            late = [u for u in waited if u.label.time_ms + self.early_ms <= self.clock_ms]
-            if len(late) < len(waited):
-                self._early[transaction_id] = [u for u in waited if u not in late]
-            self._n_early -= len(late)
-            effects.unknown += late
+        else:
+            effects.unknown += self.early.wait(unknown)
 
     def _mature(self, at: Position, effects: JoinEffects) -> None:
         """Do what is due for scored transactions: mature them, later forget them."""
-        while self._due and self._due[0][0] <= self.clock_ms:
-            due, transaction_id = heapq.heappop(self._due)
-            waiting = self._known.get(transaction_id)
-            if waiting is None or waiting.due_ms != due:
-                continue  # it was let go, and perhaps came again
-            if waiting.is_matured and waiting.until_ms <= self.clock_ms:
-                del self._known[transaction_id]
-                continue
-            waiting.due_ms = waiting.until_ms if waiting.is_matured else due + self.forget_ms
-            heapq.heappush(self._due, (waiting.due_ms, transaction_id))
+        while (waiting := self.known.next_due(self.clock_ms)) is not None:
             if not waiting.is_matured:
-                waiting.is_matured = True
-                if waiting.is_fraud is None:
-                    self._teach_matured(waiting, due, at, effects)
+                due_ms, waiting.is_matured = waiting.due_ms, True
+                self.known.schedule(waiting, due_ms + self.forget_ms)
+                if waiting.is_fraud is None and not self.is_restoring:
+                    self._teach_matured(waiting, due_ms, at, effects)
+            elif waiting.until_ms <= self.clock_ms:
+                self.known.let_go(waiting)
+            else:
+                self.known.schedule(waiting, waiting.until_ms)
+            self._relieve()
 
     def _teach_matured(
         self, waiting: Waiting, due_ms: int, at: Position, effects: JoinEffects
     ) -> None:
         """Take what nobody complained about as legitimate: a stated share, with its weight."""
-        # The share is decided by the id, so that a restart decides alike.
-        if hash_id(waiting.kept.transaction_id) / 2.0**64 >= self.negatives:
+        if not is_sampled(waiting.kept.transaction_id, self.negatives):
             return
         effects.examples.append(
             example_of(
@@ -421,28 +312,9 @@ class Join:
             )
         )
 
-    def _matters(self, label_offset: int, transaction_id: str) -> bool:
-        if transaction_id in self._known:
-            return True
-        return any(u.at.offset == label_offset for u in self._early.get(transaction_id, ()))
 
-
-#: 64: below, a heap is not worth its pruning.
-_ROOM = 64
-
-
-def _room(n: int) -> int:
-    """How many entries may stand for n that are alive."""
-    return 2 * n + _ROOM
-
-
-def _pruned(
-    heap: list[tuple[int, str]], n: int, is_alive: Callable[[int, str], bool]
-) -> list[tuple[int, str]]:
-    """The heap, without what is no longer alive once that is more than half of it."""
-    if len(heap) <= _room(n):
-        return heap
-    return sorted({one for one in heap if is_alive(*one)})  # a sorted list is a heap
+def _least(offsets: Iterable[int | None]) -> int:
+    return min(offset for offset in offsets if offset is not None)
 
 
 def _columns_of(segments: list[dict[str, str]]) -> dict[str, list[str]]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.pending import LOOKED_AT, MATURITY, SUMMARY_SCORES, Join, JoinEffects, Label
+from app.core.early import Label
+from app.core.pending import LOOKED_AT, MATURITY, SUMMARY_SCORES, Join, JoinEffects
 from app.records import Example, ModelVersion, Position, Score, Source, Summary
 
 MATURITY_MS, FORGET_MS, EARLY_MS = 1_000, 500, 100
@@ -229,7 +230,8 @@ def test_pending_and_early_are_bounded():
         assert two.join.n_early <= 30
     assert 5_001 - 50 == two.join.n_overflowed
     two.join.low(two.next["scores"], two.next["labels"])
-    kept = {name: len(v) for name, v in vars(two.join).items() if hasattr(v, "__len__")}
+    parts = (two.join, two.join.known, two.join.early)
+    kept = {n: len(v) for part in parts for n, v in vars(part).items() if hasattr(v, "__len__")}
     assert max(kept.values()) <= 512, kept
 
 

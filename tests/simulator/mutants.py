@@ -14,9 +14,10 @@ from app import stages
 from app.alerting import AlertTask
 from app.core import learner as learners
 from app.core.buckets import ABSORBED, BucketPool
+from app.core.early import Waited
 from app.core.entity import EntityStore, SlotValue
 from app.core.learner import Learner
-from app.core.pending import Join, Waited
+from app.core.pending import Join
 from app.core.repeats import Repeats
 from app.flow import Flow, Lease
 from app.join import JoinTask
@@ -274,7 +275,7 @@ def newest_score_counts() -> AbstractContextManager[Any]:
     """A score that is repeated takes the place of the first."""
 
     def mutated(real: Any, join: Join, score: Any, at: Any, effects: Any) -> None:
-        if (waiting := join._known.get(score.transaction_id)) is not None:
+        if (waiting := join.known.get(score.transaction_id)) is not None:
             waiting.kept = score
         real(join, score, at, effects)
 
