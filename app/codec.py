@@ -681,20 +681,7 @@ class HeldScore(msgspec.Struct, gc=False):
 
 def hold_score(record: Record) -> HeldScore:
     """A score that a worker published, ready to be kept. Raises Malformed if it is none."""
-    return _held(read_score(record), record.value or b"")
-
-
-def held_bytes(held: HeldScore) -> bytes:
-    """A score that is kept, for a disk."""
-    return held.value
-
-
-def held_again(value: bytes) -> HeldScore:
-    """A score that was kept, from a disk."""
-    return _held(_score(value), value)
-
-
-def _held(score: Score, value: bytes) -> HeldScore:
+    score, value = read_score(record), record.value or b""
     return HeldScore(
         score.transaction_id,
         score.time_ms,
@@ -703,6 +690,16 @@ def _held(score: Score, value: bytes) -> HeldScore:
         score.feature_schema,
         value,
     )
+
+
+def held_bytes(held: HeldScore) -> bytes:
+    """A score that is kept, for a disk."""
+    return held.value
+
+
+def held_whole(value: bytes) -> Score:
+    """All of a score that was kept, from a disk."""
+    return _score(value)
 
 
 #: The year 9999: what lies beyond is no time, and may be no number of 64 bits.

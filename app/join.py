@@ -74,7 +74,7 @@ class JoinTask:
         self.book = stage.books.open(f"{stage.name}-{partition}") if stage.books else None
         self.ledger: Ledger | None = None
         if self.book is not None:
-            self.ledger = Ledger(self.book, codec.held_bytes, codec.held_again, bounds.negatives)
+            self.ledger = Ledger(self.book, codec.held_bytes, codec.held_whole, bounds.negatives)
         self.join = Join(
             maturity_ms=bounds.maturity,
             forget_ms=bounds.forget,
@@ -161,6 +161,7 @@ class JoinTask:
         if self.ledger is not None and any(self._committed.values()):
             self._write(self.ledger)
         self.stage.metrics.read_again(self.scores.partition, self.n_read_again)
+        self.stage.metrics.joined(self.scores.partition, self.join)
         return {}
 
     def committed(self, offsets: Mapping[Partition, Committed]) -> None:
@@ -168,6 +169,7 @@ class JoinTask:
         self._committed.update({at: offsets[at].offset for at in self.inputs if at in offsets})
         if self.ledger is not None and self._next == self._committed:
             self._write(self.ledger)
+            self.stage.metrics.joined(self.scores.partition, self.join)
 
     def close(self) -> None:
         """Let another process have the folder."""

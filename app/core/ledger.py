@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from app.core.order import Drop, Put, Tables
-    from app.core.waitlist import Scored
+    from app.records import Score
 
 #: Offset, due_ms, until_ms, label_offset; is_fraud (0: no label), is_matured.
 _ROW: Final = struct.Struct("<qqqqBB")
@@ -67,9 +67,9 @@ class Lying:
         """Know where it lies."""
         self._ledger, self.transaction_id, self._offset = ledger, transaction_id, offset
 
-    def whole(self) -> Any:
+    def whole(self) -> Score:
         """Read it."""
-        return self._ledger.score(self.transaction_id, self._offset).whole()
+        return self._ledger.score(self.transaction_id, self._offset)
 
 
 class Ledger:
@@ -84,7 +84,7 @@ class Ledger:
         self,
         tables: Tables,
         pack: Callable[[Any], bytes],
-        unpack: Callable[[bytes], Scored],
+        unpack: Callable[[bytes], Score],
         negatives: float = 1.0,
     ) -> None:
         """Stand before what lies there; ``open`` takes it over, ``begin`` does not."""
@@ -214,7 +214,7 @@ class Ledger:
         one = self._labels.first()
         return None if one is None else one[0]
 
-    def score(self, transaction_id: str, offset: int) -> Scored:
+    def score(self, transaction_id: str, offset: int) -> Score:
         """A score as it came. Raises Refused where the disk has lost it."""
         raw = self._raws.get(transaction_id)
         if raw is None:
@@ -295,23 +295,25 @@ class Ledger:
         """Read all that is at hand and due, and the scores that will be learnt."""
         ids = self._due.upto(until_ms)
         self._load(ids)
-        self._load_scores([name for name in ids if is_sampled(name, self._negatives)], anew=True)
+        self._load_scores(identity for identity in ids if self._will_teach(identity))
 
-    def _load_scores(self, ids: Iterable[str], *, anew: bool = False) -> None:
-        """Read scores that lie on the disk; ``anew``: of those that nothing is known of."""
-        wanted = []
-        for identity in dict.fromkeys(ids):
+    def _will_teach(self, identity: str) -> bool:
+        waiting = self._held[identity]
+        if waiting is None or waiting.is_matured or waiting.is_fraud is not None:
+            return False
+        return is_sampled(identity, self._negatives)
+
+    def _load_scores(self, ids: Iterable[str]) -> None:
+        """Read scores that lie on the disk."""
+        wanted = {}
+        for identity in ids:
             waiting = self._held[identity]
-            if waiting is None or not isinstance(waiting.kept, Lying):
-                continue
-            is_new = waiting.is_fraud is None and not waiting.is_matured
-            if identity in self._raws or (anew and not is_new):
-                continue
-            wanted.append((identity, key_of(waiting.offset, identity)))
+            if waiting and isinstance(waiting.kept, Lying) and identity not in self._raws:
+                wanted[identity] = key_of(waiting.offset, identity)
         if wanted:
-            raws = self._tables.get_many("scores", [key for _, key in wanted])
+            raws = self._tables.get_many("scores", list(wanted.values()))
             found = zip(wanted, raws, strict=True)
-            self._raws.update({identity: raw for (identity, _), raw in found if raw is not None})
+            self._raws.update({identity: raw for identity, raw in found if raw is not None})
 
     def _is_due(self, due_ms: int, identity: str) -> bool:
         return self._is(identity, 1, due_ms)
