@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     from app.core.order import Drop, Put, Tables
     from app.records import Score
 
-#: Offset, due_ms, until_ms, label_offset; is_fraud (0: no label), is_matured.
+#: Offset, due_ms, label_offset, until_ms; is_fraud (0: no label), is_matured.
 _ROW: Final = struct.Struct("<qqqqBB")
+#: What the first three of a row are found by.
+_ORDERS: Final = ("scores", "due", "labels")
+_NOWHERE: Final = (None, None, None)
 _PLACE: Final = b"place"
 _EARLY: Final = b"early"
 _early: Final = msgspec.msgpack.Decoder(Unknown).decode
@@ -251,26 +254,24 @@ class Ledger:
 
     def _differences(self, identity: str, puts: list[Put], drops: list[Drop]) -> None:
         """What has to be written for the disk to hold one transaction as it is."""
-        waiting, name = self._held[identity], identity.encode()
-        lies = self._lies.get(identity)
-        is_there: set[Drop] = set()
-        if lies is not None:
-            is_there = {(table, numbered(n) + name) for table, n in _places(*lies)}
+        waiting, name, lies = self._held[identity], identity.encode(), self._lies.get(identity)
         if waiting is None:
-            drops += [("known", name), *is_there] if lies is not None else ()
+            if lies is not None:
+                drops.append(("known", name))
+                drops += [(table, numbered(n) + name) for table, n in _places(*lies)]
             return
-        row = _ROW.pack(
-            waiting.offset, waiting.due_ms, waiting.until_ms, waiting.label_offset,
-            0 if waiting.is_fraud is None else 1 + waiting.is_fraud, waiting.is_matured,
-        )  # fmt: skip
+        told = 0 if waiting.is_fraud is None else 1 + waiting.is_fraud
+        places = (waiting.offset, waiting.due_ms, waiting.label_offset)
+        row = _ROW.pack(*places, waiting.until_ms, told, waiting.is_matured)
         puts.append(("known", name, row))
-        for table, n in _places(waiting.offset, waiting.due_ms, waiting.label_offset):
-            one = (table, numbered(n) + name)
-            if one in is_there:
-                is_there.discard(one)
-            else:
-                puts.append((*one, self._pack(waiting.kept) if table == "scores" else b""))
-        drops += is_there
+        for table, n, lay in zip(_ORDERS, places, lies or _NOWHERE, strict=True):
+            if n == lay:
+                continue
+            if lay is not None and (table != "labels" or lay >= 0):
+                drops.append((table, numbered(lay) + name))
+            if table != "labels" or n >= 0:
+                value = self._pack(waiting.kept) if table == "scores" else b""
+                puts.append((table, numbered(n) + name, value))
 
     def _load(self, ids: Iterable[str]) -> None:
         wanted = [identity for identity in dict.fromkeys(ids) if identity not in self._held]
@@ -285,7 +286,7 @@ class Ledger:
             self._lies[identity] = (waiting.offset, waiting.due_ms, waiting.label_offset)
 
     def _waiting(self, identity: str, row: bytes) -> Waiting:
-        offset, due_ms, until_ms, label_offset, told, is_matured = _ROW.unpack(row)
+        offset, due_ms, label_offset, until_ms, told, is_matured = _ROW.unpack(row)
         return Waiting(
             Lying(self, identity, offset), offset, due_ms, (None, False, True)[told],
             bool(is_matured), until_ms, label_offset,
@@ -334,6 +335,6 @@ class Ledger:
         return (waiting.offset, waiting.due_ms, waiting.label_offset)[which] == number
 
 
-def _places(offset: int, due_ms: int, label_offset: int) -> list[tuple[str, int]]:
-    told = [("scores", offset), ("due", due_ms)]
-    return [*told, ("labels", label_offset)] if label_offset >= 0 else told
+def _places(*numbers: int) -> list[tuple[str, int]]:
+    told = zip(_ORDERS, numbers, strict=True)
+    return [(table, n) for table, n in told if table != "labels" or n >= 0]

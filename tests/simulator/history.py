@@ -45,6 +45,7 @@ class Shape:
     threshold: float = 0.1  # low, so that there are many alerts
     holds_repeats: bool = False  # of a card's alerts within two minutes the first is shown
     has_disk: bool = False  # what the stores do not hold lies on disk
+    joins_on_disk: bool = False  # what waits for its label does so there; retention is short
     has_investigators: bool = False  # half of the labels are theirs, and teach a model apart
 
 
@@ -58,13 +59,14 @@ def shape_of(rng: random.Random) -> Shape:
         is_busy=drawn > 0.6,
         has_disk=0.12 <= drawn < 0.15,
         holds_repeats=int(drawn * 1_000) % 5 < 2,
+        joins_on_disk=int(drawn * 100_000) % 8 == 0,
         has_investigators=int(drawn * 10_000) % 2 == 0,
     )
 
 
 @lru_cache(maxsize=1)
-def _disk() -> str:
-    """A folder for the entities of all processes, gone when Python ends."""
+def disk_of_all() -> str:
+    """A folder for what all processes have on disk, gone when Python ends."""
     folder = tempfile.mkdtemp(prefix="weir-simulator-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -105,7 +107,7 @@ def settings_of(shape: Shape) -> Settings:
             "entity": {
                 "history_max": 16,
                 "entities_max": _entities_max(shape),
-                "disk": _disk() if shape.has_disk else None,
+                "disk": disk_of_all() if shape.has_disk else None,
                 "disk_cache_bytes": 1_048_576,
                 "bucket": "7m",  # no window ends between two
                 "buckets_max": 12,  # the busiest go round

@@ -17,8 +17,10 @@ from app.core.buckets import ABSORBED, BucketPool
 from app.core.early import Waited
 from app.core.entity import EntityStore, SlotValue
 from app.core.learner import Learner
+from app.core.ledger import Ledger, Place
 from app.core.pending import Join
 from app.core.repeats import Repeats
+from app.disk import Book
 from app.flow import Flow, Lease
 from app.join import JoinTask
 from app.learning import LearnTask
@@ -258,6 +260,53 @@ def waiting_labels_not_noted() -> AbstractContextManager[Any]:
     return patch.object(Waited, "of", lambda note: None)
 
 
+# The join's disk: never ahead of the commit, one with its position.
+
+
+@contextmanager
+def disk_ahead_of_the_commit_is_believed() -> Iterator[None]:
+    """The disk has a batch as soon as it is applied, and is gone on from."""
+
+    def mutated(real: Any, task: JoinTask, *batch: Any) -> None:
+        real(task, *batch)
+        if task.ledger is not None:
+            task._write(task.ledger)
+
+    def believed(real: Any, task: JoinTask, place: Any, committed: Any) -> str:
+        why: str = real(task, place, committed)
+        return "" if why.startswith("it stands at") else why
+
+    with _around(JoinTask, "apply", mutated), _around(JoinTask, "_unusable", believed):
+        yield
+
+
+def disk_written_apart_from_its_position() -> AbstractContextManager[Any]:
+    """The position follows with the next write; a crash comes between."""
+
+    def mutated(real: Any, book: Book, puts: Any, drops: Any) -> None:
+        place = next(put for put in puts if put[:2] == ("rest", b"place"))
+        before = getattr(book, "before", place)
+        book.before = place  # type: ignore[attr-defined]
+        real(book, [before if put is place else put for put in puts], drops)
+
+    return _around(Book, "write", mutated)
+
+
+def disk_has_no_early_labels() -> AbstractContextManager[Any]:
+    """A label that waits for its transaction is not taken over from the disk."""
+
+    def mutated(real: Any, ledger: Ledger, place: Any) -> list[Any]:
+        real(ledger, place)
+        return []
+
+    return _around(Ledger, "open", mutated)
+
+
+def disk_has_the_run_of_scores() -> AbstractContextManager[Any]:
+    """Scores that no summary tells of yet are not read again."""
+    return patch.object(Place, "scores_begin", property(lambda place: place.scores_next))
+
+
 def feedback_does_not_wait() -> AbstractContextManager[Any]:
     """A confirmed label that is ahead of its transaction is dropped."""
     return patch.object(EntityStore, "_has_passed", lambda store, key, upstream, offset: True)
@@ -350,6 +399,10 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         join_starts_at_the_commit,
         learner_starts_at_the_commit,
         waiting_labels_not_noted,
+        disk_ahead_of_the_commit_is_believed,
+        disk_written_apart_from_its_position,
+        disk_has_no_early_labels,
+        disk_has_the_run_of_scores,
         feedback_does_not_wait,
         feedback_not_read_again,
         newest_score_counts,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.core.entity import EntityStore
@@ -14,17 +17,23 @@ from app.records import Partition, Send
 from app.stages import EntityTask
 from app.testing import Driver, Killed, Process, Stalled
 from app.topics import partition_of
-from tests.simulator.history import flush_of, history_of, settings_of, shape_of
+from tests.simulator.history import disk_of_all, flush_of, history_of, settings_of, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from app.config import Settings
     from app.core.buckets import BucketValue
     from app.records import Position, Record
     from tests.simulator.history import Input
 
 #: Turns in which things break; about three for each transaction.
 STEPS = 170
+#: Of commits, where there is a disk that could be ahead of them.
+COMMITS_LOST = 0.05
+#: Machines with a disk: workers are started on any, so that partitions come back to old folders.
+MACHINES = 3
+_worlds = count()
 #: A worker that lost its partitions is heard of no more after so many deliveries.
 ZOMBIE_TURNS = 4
 
@@ -83,11 +92,34 @@ class World(Driver):
         self.is_rough = False
         self.doomed = 0.0
         self.pace = 0.7  # of the first input of each task; when it lags, the others overtake it
+        self.disks = Path(disk_of_all()) / f"joins-{next(_worlds)}"
+        self.torn = random.Random(self.seed + 1)  # of disks: other worlds stay as they are
         super().__init__(settings_of(self.shape), workers=self.rng.randint(1, 3), learners=1)
         if not self.shape.in_worker and self.rng.random() < 0.3:
             self.start("learner-b", "learner", "second")
 
+    def settings_of(self, name: str) -> Settings:
+        """A worker's join has the disk of the machine it is started on."""
+        if not self.shape.joins_on_disk:
+            return self.settings
+        disk = self.disks / str(self.torn.randrange(MACHINES))
+        told = {"disk": disk, "disk_cache_bytes": 1_048_576}
+        return self.settings.model_copy(update={"join": self.settings.join.model_copy(update=told)})
+
     # What breaks.
+
+    def commit(self, process: Process) -> bool:
+        """Commit; the coordinator may die and not know of it, though it has said so."""
+        group = self.groups[process.group]
+        before = dict(group.committed)
+        is_taken = super().commit(process)
+        is_lossy = self.is_rough and self.shape.joins_on_disk and before != group.committed
+        if is_lossy and self.torn.random() < COMMITS_LOST:
+            group.committed.clear()
+            group.committed.update(before)
+            self.figures.crashes += 1
+            raise Killed
+        return is_taken
 
     def deliver(self, process: Process, sends: list[Send]) -> None:
         """Deliver all, or a prefix of each partition and then crash or stand still."""
@@ -174,6 +206,7 @@ class World(Driver):
             self.kill(process)
             self._restart(process)
         self._drain()
+        shutil.rmtree(self.disks, ignore_errors=True)
 
     def _something(self) -> None:
         rng = self.rng
@@ -181,6 +214,8 @@ class World(Driver):
         if rng.random() < 0.05:
             self.pace = rng.choice((0.7, 0.7, 0.1))
         self.advance(rng.randint(0, 3_000))
+        if self.shape.joins_on_disk and self.torn.random() < 0.05:
+            self._retain()
         x = rng.random()
         if x < 0.02:
             self._compact()
@@ -285,6 +320,13 @@ class World(Driver):
         torn = self.rng.choice(held)[: self.rng.randint(0, 200)] if held else b""
         key = self.rng.choice((b"champion/0", b"champion/1", b"foreign"))
         self._append(Send(name, 0, key, self.rng.choice((torn, b"WEIR1 not ours"))))
+
+    def _retain(self) -> None:
+        """Retention takes what nobody needs who begins at the commit, without a disk."""
+        committed = self.groups[self.settings.worker.group].committed
+        for at, was in committed.items():
+            if at.topic in {self.topics.scores.name, self.topics.labels.name} and was.note:
+                self.logs[at].first = max(self.logs[at].first, int(was.note.split()[0]))
 
     def _settle_groups(self) -> None:
         """Tell the groups who came and went; not always at once."""
