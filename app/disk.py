@@ -168,6 +168,7 @@ class Book:
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         """Open a folder, or make it; what cannot be read is told and removed."""
         self.path, self._options = path, options
+        self._tables: dict[str, Any] = {}
         spoiled = path / _SPOILED
         if spoiled.exists():
             self._begin_anew(spoiled.read_text(encoding="utf-8"))
@@ -175,10 +176,10 @@ class Book:
         try:
             self._open()
         except Exception as error:
-            if "LOCK" in str(error):
-                raise _InUse from None
             if any(words in str(error) for words in _MACHINE):
                 raise Refused(self._told(error)) from error
+            if "LOCK" in str(error):
+                raise _InUse from None
             self._begin_anew(str(error))
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -235,7 +236,8 @@ class Book:
         try:
             yield
         except Exception as error:
-            if not any(words in str(error) for words in _MACHINE):
+            is_closed = not self._tables  # the partition is another's by now
+            if not is_closed and not any(words in str(error) for words in _MACHINE):
                 with contextlib.suppress(OSError):
                     (self.path / _SPOILED).write_text(str(error), encoding="utf-8")
             raise Refused(self._told(error)) from error

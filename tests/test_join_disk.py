@@ -255,6 +255,17 @@ def test_machine_that_fails_is_not_the_folders_fault(folder, monkeypatch):
     assert [b"1", None] == books.open("join-0").get_many("known", [b"a", b"b"])
 
 
+def test_closed_folder_is_not_the_folders_fault(folder):
+    """Whoever asks a task that has let its partition go spoils nothing."""
+    books = Books(folder, 1_048_576)
+    book = books.open("join-0")
+    book.write([("known", b"a", b"1")], [])
+    book.close()
+    with pytest.raises(Refused, match=r"join\.disk"):
+        book.get_many("known", [b"a"])
+    assert [b"1"] == books.open("join-0").get_many("known", [b"a"])
+
+
 def test_folder_in_use_is_left_alone(folder):
     """A worker that sleeps holds it; whoever has the partition now takes another."""
     books = Books(folder, 1_048_576)
