@@ -344,7 +344,7 @@ def test_batch_is_read_as_its_records_one_by_one(seed):
 VARIED = [1_699_920_000_000, 1_699_920_000, 1_699_920_000.25, "2023-11-14T00:00:00Z", NOW_MS]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     told=st.lists(st.integers(-(10**20), 10**20) | st.integers(-(2**63), 2**63 - 1), min_size=1)
     | st.lists(st.integers() | st.floats(allow_nan=False) | st.datetimes(), min_size=1),
@@ -512,7 +512,7 @@ def test_dead_letter_keeps_the_headers_of_its_record(tasks):
     assert original == effects.outputs[0].headers[:3]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(value=st.binary(max_size=200), key=st.none() | st.binary(max_size=5))
 def test_no_bytes_break_a_reader(value, key):
     """Whatever the bytes, a reader reads them or says Malformed."""
@@ -541,7 +541,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(field=st.sampled_from(sorted(GOOD)), value=JSON)
 def test_no_value_of_a_field_breaks_a_reader(field, value):
     """What is read is finite and bounded; all else is Malformed and can be written as a header."""
@@ -599,7 +599,7 @@ def test_score_that_is_not_whole_is_refused_when_it_comes():
         codec.hold_score(Record(0, b"t", b'{"transaction_id":"t","time_ms":1,"score":0.5}', 0))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.data())
 def test_hop_of_torn_columns_is_refused(data):
     """Columns of unlike lengths never meet the fold."""
@@ -612,7 +612,7 @@ def test_hop_of_torn_columns_is_refused(data):
     assert not len(read.read)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     key=st.text(min_size=1, max_size=40).filter(lambda t: "\0" not in t and t.isprintable()),
     slot=st.integers(0, 4_095),
@@ -636,7 +636,7 @@ def test_changelog_row_is_read_as_it_was_written(key, slot, value):
     assert ((key, slot), value) == codec.read_slot(*codec.write_slot((key, slot), value))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     place=st.integers(0, 4_095),
     value=st.none()

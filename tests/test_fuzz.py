@@ -45,7 +45,7 @@ def test_samples_are_read(readers, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(data=st.data())
 def test_no_bytes_break_a_reader(readers, name, data):
     """Read, or refused in words with nothing changed; `scripts/bench/fuzz` goes on for longer."""

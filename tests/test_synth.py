@@ -60,14 +60,14 @@ def stream(days: list[Day]) -> list[Item]:
 
 
 @given(worlds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_equal_worlds_give_equal_streams(world: World):
     """A world drawn twice is the same, item by item."""
     assert stream(drawn(world, 3)) == stream(drawn(world, 3))
 
 
 @given(worlds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_stream_is_sorted_by_event_time(world: World):
     """No item is older than the one before it, and at one time labels go first."""
     order = [(item.time_ms, item.kind == "transaction") for item in stream(drawn(world, 4))]
@@ -75,7 +75,7 @@ def test_a_stream_is_sorted_by_event_time(world: World):
 
 
 @given(worlds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_ids_are_unique_and_every_label_refers_to_an_earlier_transaction(world: World):
     """A label comes after its transaction, and no two transactions share an id."""
     seen: set[str] = set()
@@ -90,7 +90,7 @@ def test_ids_are_unique_and_every_label_refers_to_an_earlier_transaction(world: 
 
 
 @given(worlds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_amounts_are_cents_within_bounds(world: World):
     """Amounts are finite, positive, and have two digits."""
     paid, _ = joined(drawn(world, 3))

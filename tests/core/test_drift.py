@@ -263,7 +263,7 @@ def test_labels_that_come_later_are_label_drift():
 # ---- A fold, mergeable and bounded.
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 2**32), parts=st.integers(1, 5))
 def test_blocks_of_partitions_add_up_to_that_of_all(seed, parts):
     """However rows are spread over partitions, and in whatever order those are merged."""
@@ -280,7 +280,7 @@ def test_blocks_of_partitions_add_up_to_that_of_all(seed, parts):
     assert np.allclose(whole.sums, merged.sums)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_histograms_of_parts_add_up(seed):
     """Missing values have a bin of their own."""
@@ -319,7 +319,7 @@ def test_packed_rows_keep_eight_bits(value):
     assert abs(got - value) <= abs(value) / 256.0 + 1e-37
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(counts=st.lists(st.integers(0, 1_000), min_size=2, max_size=10))
 def test_distances_are_zero_between_equals_and_positive_else(counts):
     """PSI, Jensen-Shannon, Kolmogorov-Smirnov, Wasserstein."""

@@ -132,7 +132,7 @@ def test_every_statistic_equals_its_definition(seed):
         assert [(s.time_ms, s.amount, s.label) for s in held] == store.history(key)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(0, 60), st.integers(0, 2)),

@@ -31,7 +31,7 @@ from tests.core.examined import (
 )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(seed=st.integers(0, 2**32), weight=st.sampled_from([1.0, 1 / 0.3]))
 def test_batches_make_no_difference(seed, weight):
     """One by one, all at once or cut anywhere: the same state to the last bit."""
@@ -46,7 +46,7 @@ def test_batches_make_no_difference(seed, weight):
     assert states[0] == states[1] == states[2], f"seed {seed}"
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(seed=st.integers(0, 2**32), cut=st.integers(0, 400))
 def test_pickled_evaluation_goes_on_identically(seed, cut):
     """A snapshot and what it was taken from end in the same state."""

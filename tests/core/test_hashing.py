@@ -14,7 +14,7 @@ def by_the_book(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.lists(st.text(max_size=40), max_size=20))
 def test_many_names_are_hashed_as_one_by_one(texts):
     """Empty ones, none, and those that are not ASCII too."""

@@ -108,7 +108,7 @@ def heard(effects: LearnerEffects) -> list[tuple[str, str]]:
     return [(o.transaction_id, o.outcome) for o in effects.outcomes]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_batches_make_no_difference(seed):
     """One by one or in batches of any size: the same learner to the last bit, the same words."""
@@ -128,7 +128,7 @@ def test_batches_make_no_difference(seed):
     assert words[0] == words[1] == words[2]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(seed=st.integers(0, 2**32), cut=st.floats(0.0, 1.0))
 def test_what_lies_before_the_position_changes_nothing(seed, cut):
     """A log read again from any point leaves the learner as it was."""
@@ -142,7 +142,7 @@ def test_what_lies_before_the_position_changes_nothing(seed, cut):
 
 
 @pytest.mark.parametrize("corrections", ["ignore", "relearn", "rebuild"])
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 2**32), run=st.integers(1, 60))
 def test_redelivered_examples_teach_nothing(corrections, seed, run):
     """The join may send a run of examples again, at later offsets: nobody hears or learns of it."""

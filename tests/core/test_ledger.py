@@ -185,7 +185,7 @@ SMALL = {"pending_max": 20, "early_max": 16}
 
 
 @pytest.mark.parametrize("bounds", [{}, {"negatives": 0.5}, SMALL, {"forget_ms": 0}])
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 2**32), step=st.integers(1, 40), is_told=st.booleans())
 def test_disk_makes_no_difference(bounds, seed, step, is_told):
     """All that is said and known is the same, to the bit, however seldom the disk is written."""
@@ -202,7 +202,7 @@ def test_disk_makes_no_difference(bounds, seed, step, is_told):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"negatives": 0.5}, SMALL])
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 2**32), step=st.integers(1, 60))
 def test_restart_where_the_disk_stands_makes_no_difference(bounds, seed, step):
     """Nothing of the past is read again but scores that no summary tells of."""
@@ -216,7 +216,7 @@ def test_restart_where_the_disk_stands_makes_no_difference(bounds, seed, step):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"negatives": 0.5}])
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(seed=st.integers(0, 2**32), wrote=st.floats(0.0, 1.0), died=st.floats(0.0, 1.0))
 def test_restart_after_the_disk_fell_behind_makes_no_difference(bounds, seed, wrote, died):
     """Killed anywhere between a write and the next: the rest is read again, in silence."""
@@ -231,7 +231,7 @@ def test_restart_after_the_disk_fell_behind_makes_no_difference(bounds, seed, wr
     both.compare()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_state_that_is_written_while_logs_are_read_again_is_a_state(seed):
     """Killed while it restores, which wrote some of what it had read by then."""

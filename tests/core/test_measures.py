@@ -117,7 +117,7 @@ def test_pickled_ranking_is_the_same():
 # ---- The best of a stream.
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(
     told=st.lists(st.tuples(st.integers(0, 30), st.sampled_from([0.0, 0.1, 0.2, 0.5, 1.0]))),
     size=st.integers(1, 6),

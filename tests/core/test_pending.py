@@ -272,7 +272,7 @@ def interleaving(seed: int, n: int, *, again: float = 0.1) -> list[Score | Label
 
 
 @pytest.mark.parametrize("bounds", [{}, {"negatives": 0.5}, {"maturity_ms": 600, "forget_ms": 600}])
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(seed=st.integers(0, 2**32), cut=st.floats(0.0, 1.0))
 def test_restart_makes_no_difference(bounds, seed, cut):
     """Restored at any point from ``low``, the join says of all later records the same."""
@@ -287,7 +287,7 @@ def test_restart_makes_no_difference(bounds, seed, cut):
         assert two.take(record) == other.take(record), f"seed {seed}, cut at {at}"
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_every_label_has_one_fate(seed):
     """Each label becomes one example, one outcome or one unknown, or still waits."""
@@ -302,7 +302,7 @@ def test_every_label_has_one_fate(seed):
     assert two.next["labels"] == len(fates) + two.join.n_early
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 2**32))
 def test_nothing_matures_twice(seed):
     """A transaction that nobody complained about is one example, and none after a label."""
