@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 
+import app.disk
+import app.join
 from app.config import Settings, load
 from app.core.ledger import Ledger, Place
 from app.disk import Books
@@ -28,6 +31,15 @@ def settings(folder: Path | None, **join: object) -> Settings:
         profile="card", model={"name": "logistic"}, topics={"partitions": 1},
         join={"disk": folder, "disk_cache_bytes": 1_048_576, **join},
     )  # fmt: skip
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the log is told."""
+    capture = structlog.testing.LogCapture()
+    for module in (app.disk, app.join):
+        monkeypatch.setattr(module, "log", structlog.wrap_logger(None, [capture]))
+    return capture.entries
 
 
 class Machines(Driver):
@@ -177,13 +189,13 @@ def _moved(tmp_path: Path, *, is_cut: bool = False) -> Driver:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"scores_next": 11}, "it stands at offset 11 of weir.scores; 10 is committed"),
-        ({"labels_next": 1}, "it stands at offset 1 of weir.labels; 0 is committed"),
+        ({"scores_next": 11}, "it stands at offset 11 of scores; 10 is committed"),
+        ({"labels_next": 1}, "it stands at offset 1 of labels; 0 is committed"),
         ({"lineage": "another"}, "what was committed does not follow from it"),
         ({"identity": "0 other"}, "it was made of 0 other; expected 1 weir"),
     ],
 )
-def test_folder_that_is_not_ours_is_begun_anew(folder, capsys, change, reason):
+def test_folder_that_is_not_ours_is_begun_anew(folder, said, change, reason):
     """It is told, and the state is made again from the logs."""
     driver = Driver(settings(folder))
     pay(driver, 0, 10)
@@ -194,9 +206,8 @@ def test_folder_that_is_not_ours_is_begun_anew(folder, capsys, change, reason):
     driver.crash()
     driver.run()
     assert (10, 10) == (join_of(driver).n_read_again, len(join_of(driver).join))
-    said = capsys.readouterr().out
-    assert "join_disk_begun_anew" in said
-    assert reason.replace("weir.", "") in said.replace("weir.", "")
+    (told,) = [one["reason"] for one in said if one["event"] == "join_disk_begun_anew"]
+    assert told.startswith(reason)
 
 
 def test_folder_that_is_gone_is_made_again(folder):
@@ -210,7 +221,7 @@ def test_folder_that_is_gone_is_made_again(folder):
     assert (300, 300) == (join_of(driver).n_read_again, len(join_of(driver).join))
 
 
-def test_torn_folder_is_told_and_made_again(folder, capsys):
+def test_torn_folder_is_told_and_made_again(folder, said):
     """Whichever of its files is torn."""
     driver = Driver(settings(folder))
     pay(driver, 0, 10)
@@ -220,7 +231,7 @@ def test_torn_folder_is_told_and_made_again(folder, capsys):
     driver.start("worker-0")
     driver.run()
     assert 10 == len(join_of(driver).join)
-    assert "join_disk_removed" in capsys.readouterr().out
+    assert "join_disk_removed" in {one["event"] for one in said}
 
 
 def test_folder_that_fails_while_it_is_read_is_made_again_by_the_next(folder):
