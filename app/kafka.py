@@ -92,6 +92,8 @@ _MENDS: Final = {
     "RecordListTooLargeError": "raise max.message.bytes of the topic: `weir topics check`",
     "UnknownTopicOrPartitionError": "was the topic deleted? `weir topics create` makes it anew",
     "TopicAuthorizationFailedError": "let this user write to the topic",
+    "InvalidTimestampError": "the clock here is ahead of the broker's: put it right, or raise "
+    "message.timestamp.after.max.ms of the topic",
     "NotEnoughReplicasError": "a broker is away: min.insync.replicas asks for more than are there",
     "KafkaStorageError": "look at the broker's disk: is it full?",
     "TimeoutError": "is the topic there (`weir topics check`), the broker reached, its disk full?",

@@ -273,10 +273,17 @@ async def disk_full(world: World, rng: Random) -> None:
 
 
 async def clock_jump(world: World, rng: Random) -> None:
-    """Let the wall clock of every process jump, forward or back, and stay there."""
-    hours = rng.choice((-12.0, -1.0, -0.01, 0.0, 0.01, 1.0, 12.0))
+    """Let the wall clock of every process jump, forward or back, and stay there.
+
+    What is from more than an hour ahead a broker refuses: until that clock is put right nobody
+    writes, and whoever tried has ended.
+    """
+    hours = rng.choice((-12.0, -1.0, -0.01, 0.0, 0.01, 0.9, 12.0))
     world.set_clock(hours * 3_600)
     await asyncio.sleep(rng.uniform(2.0, 5.0))
+    if hours > 1.0:
+        world.noted["further ahead than brokers take"] += 1
+        world.set_clock(0.0)
 
 
 async def scale_out(world: World, rng: Random) -> None:
