@@ -66,7 +66,9 @@ def test_row_behind_one_that_arrived_late_is_its_successors(successor_wrote_befo
         if successor_wrote_before:
             read.writers[Position(topic, p, read.logs[at][0].offset)] = 2
 
-    assert n == judged(change).violations["stale_writes"]
+    verdict = judged(change)
+    assert n == verdict.violations["stale_writes"]
+    assert 1 - n == verdict.figures["rows_ahead_late"]
 
 
 def test_snapshots_begin_with_what_the_trap_waits_for():

@@ -277,7 +277,7 @@ class Judge:
             self.told_at.setdefault(Position(*outcome.origin), (at, record.offset))
         self._snapshots = list(self._described())
         self.n_taught = 0
-        self.n_late = 0
+        self.n_late = self.n_overtaken = 0
 
     def _described(self) -> Iterator[tuple[Record, About]]:
         """Snapshots that verify, and what each is of."""
@@ -470,8 +470,10 @@ class Judge:
             is_overtaken = all(
                 by.writer != ahead.writer and begun[by.writer] >= ahead.time_ms for ahead in behind
             )
-            if behind and (is_late or is_overtaken):
+            if behind and is_late:
                 self.n_late += 1
+            elif behind and is_overtaken:
+                self.n_overtaken += 1
             elif behind:
                 yield "stale_writes", f"{at}@{record.offset}: {key} with {value.guard}: {behind}"
             for ahead, p, offset in guard:
@@ -569,6 +571,7 @@ class Judge:
             "snapshots": n[topics.models.name],
             "samples": len(self.read.samples),
             "rows_late": self.n_late,
+            "rows_ahead_late": self.n_overtaken,
             "scores_repeated": len(self.scores) - len(self.first),
             "hops_repeated": self.reference.n_hops - len(self.reference.hops),
             "outcomes_repeated": n[topics.outcomes.name] - len(self.outcomes),
