@@ -677,6 +677,8 @@ def fold(
                 known[s + k] = pool_labels[block, at + k]
             s += BLOCK - at
         if is_duplicate:
+            # Decided, too: read again when the ring has forgotten the first, it would count.
+            guards[row, upstreams[i]] = offsets[i]
             status[i] = DUPLICATE
             continue
         times[held] = times_ms[i]
