@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
 import numpy as np
 
 from app.core.drift import distances
@@ -189,12 +190,8 @@ class Evidence:
         edges = self.grid.edges[column]
         n = int(np.isfinite(edges).sum())
         middles = self.grid.middles(column, np.concatenate([before, after]))
-        return Drifted(
-            name=told.name,
-            aspect=told.aspect,
-            contribution=told.contribution,
-            change=told.change,
-            since_ms=told.since_ms,
+        return msgspec.structs.replace(
+            told,
             before=_mean(before[:, column], told.aspect),
             after=_mean(after[:, column], told.aspect),
             psi=round(float(distances.psi(was, now)), 4),

@@ -23,7 +23,7 @@ from app.core.drift.grid import ASPECTS, Grid
 from app.core.drift.incidents import Evidence, Incident, severity_of
 from app.core.drift.memory import PER_BLOCK, Memory, Named
 from app.core.drift.sample import unpack
-from app.core.drift.watch import DAY_MS, HOURS, Block, Watch, hour_of
+from app.core.drift.watch import DAY_MS, Block, Watch, hour_of
 from app.core.scoremap import BINS, REACH
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Monitor:
         self.n_scores += summary.n
         bins = np.array(summary.bins, np.int64)
         self.estimate.update(bins, 0.5 ** (summary.n / max(self._a_day(), 1.0)))
-        hour = int(hour_of(np.array([summary.last_time_ms]))[0])
+        hour = hour_of(summary.last_time_ms)
         if len(bins):
             odds = float(bins.mean() + 0.5) * (2.0 * REACH / BINS) - REACH
             self._add(at.SCORE, hour, odds, summary.n)
@@ -132,7 +132,7 @@ class Monitor:
         self.n_examples += 1
         is_label = example.label_source != "maturity"
         self._begin(example.time_ms, model)
-        hour = int(example.label_time_ms % DAY_MS * HOURS // DAY_MS)
+        hour = hour_of(example.label_time_ms)
         self._add(at.CALIBRATION, hour, float(example.is_fraud) - example.score)
         if example.is_fraud:
             rank = -float(np.log10(max(above, 1e-6)))
@@ -245,7 +245,7 @@ class Monitor:
 
     def _count(self, hours: float) -> None:
         """Add how many came an hour: numbers of the block, not of a row."""
-        hour = int((self.block_ms + self.clock_ms) // 2 % DAY_MS * HOURS // DAY_MS)
+        hour = hour_of((self.block_ms + self.clock_ms) // 2)
         counts = (
             (at.TRAFFIC, self.n_scores),
             (at.LABELS, self.n_labels),

@@ -10,7 +10,7 @@ a sum last was zero the change began.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+T = TypeVar("T", int, "NDArray[Any]")
 
 DAY_MS: Final = 86_400_000
 #: Three hours each: an eighth of a day's rows are enough to know what the hour adds.
@@ -52,8 +54,8 @@ class Channel(NamedTuple):
     span_ms: int = 0  # how far back its values look: until then they change because they fill
 
 
-def hour_of(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which eighth of the day, UTC, shape (n,)."""
+def hour_of(times_ms: T) -> T:
+    """Which eighth of the day, UTC, of one time or of each, shape (n,)."""
     return times_ms % DAY_MS * HOURS // DAY_MS
 
 
