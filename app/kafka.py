@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -107,13 +107,22 @@ def _mend(error: Exception) -> str:
 
 
 class Sender:
-    """Writes records and returns when the brokers have acknowledged every one."""
+    """Writes records and returns when the brokers have acknowledged every one; an async context."""
 
     def __init__(self, settings: Settings) -> None:
         """Describe the producer; ``start`` connects it."""
         self._kafka = settings.kafka
         self._timeout_s = settings.delivery_ms / 1_000.0
         self._producer: AIOKafkaProducer | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Disconnect."""
+        await self.stop()
 
     async def start(self) -> None:
         """Connect, waiting for a broker that is away."""

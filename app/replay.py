@@ -418,9 +418,7 @@ async def publish(rebuilt: Rebuilt, settings: Settings, actor: str, why: str) ->
     identity = f"rebuilt/{learner.version}/{now_ms()}"
     detail = {"reaction": "rebuild", "why": why, **rebuilt.promotion}
     promoted = Action("promotion", learner.name, identity, actor, detail)
-    sender = Sender(settings)
-    await sender.start()
-    try:
+    async with Sender(settings) as sender:
         await sender.deliver([audit.told(topics, promoted)])
         # Keys of their own: the learner's take turns, and one of them would soon take its place.
         champion = Champion.of(learner).for_scoring()
@@ -429,5 +427,3 @@ async def publish(rebuilt: Rebuilt, settings: Settings, actor: str, why: str) ->
             headers = (*hints(copy.about), ("weir-reason", why.encode()))
             value = copy.sealed(key)
             await sender.deliver([Send(topics.models.name, 0, name.encode(), value, headers)])
-    finally:
-        await sender.stop()

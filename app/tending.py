@@ -179,14 +179,10 @@ async def _settled(
     who = getpass.getuser()
     action = f"dead-letter.{'retry' if state == 'retried' else 'drop'}"
     entered = Action(action, str(offset), f"{offset}/{who}/{now_ms()}", who)
-    sender = Sender(settings)
-    await sender.start()
-    try:
+    async with Sender(settings) as sender:
         await sender.deliver([told(topics, entered)])
         await sender.deliver(sends)
         await sender.deliver([settles(topics, offset, state, who)])
-    finally:
-        await sender.stop()
     return f"dead letter {offset}: {state}{where}"
 
 
@@ -229,14 +225,10 @@ async def _undo(settings: Settings, incident: str, because: str) -> None:
         raise Refused(f"incident {incident} {state}; expected one that is open")
     detail = {"reason": because}
     action = Action("drift.undo", incident, f"{incident}/{who}/{now_ms()}", who, detail)
-    sender = Sender(settings)
-    await sender.start()
-    try:
+    async with Sender(settings) as sender:
         await sender.deliver([told(topics, action)])
         word = Undo(incident=incident, actor=who, reason=because)
         await sender.deliver([asked(topics, word)])
-    finally:
-        await sender.stop()
 
 
 token = typer.Typer(help="Who may use the web server.", no_args_is_help=True)
