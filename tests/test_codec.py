@@ -35,7 +35,7 @@ from app.records import (
     Score,
     Source,
 )
-from app.stages import EntityStage, scorer_of
+from app.stages import EntityStage, EntityTask, scorer_of
 from app.tasks import Effects, Task
 from app.topics import Topics
 from app.worker import fresh_champion
@@ -482,6 +482,8 @@ def test_bad_input_becomes_a_dead_letter_and_changes_nothing(tasks, case, stage,
 def test_second_transaction_of_an_id_is_a_dead_letter():
     """An id names one transaction: another of the same card is refused and applied nowhere."""
     card = tasks_of(CARD)["card"]
+    assert isinstance(card, EntityTask)
+    assert card.store is not None
     applied(card, Record(0, b"c1", json_of(transaction_id="t0"), NOW_MS))
     before = card.store.history("c1")
     again = Record(5, b"c1", json_of(transaction_id="t0", amount=99), NOW_MS)

@@ -148,9 +148,9 @@ class Join:
             return
         self._summarise(score, at, effects)
         self.clock_ms = max(self.clock_ms, score.time_ms)
-        effects.unknown += self.early.expire(self.clock_ms)
         if self.known.get(score.transaction_id) is None:
             self._keep(score, at, effects)
+        effects.unknown += self.early.expire(self.clock_ms)  # whose transaction is not this one
         if not self.is_restoring:
             self._mature(at, effects)
 

@@ -187,6 +187,14 @@ def test_early_label_waits_its_own_time():
     assert [learnt("a", True, 1, 80), CONFIRMED] == two.take(score_of("a", EARLY_MS))
 
 
+def test_transaction_meets_its_label_though_it_comes_at_the_last_moment():
+    """The clock by which a label has waited too long is its own transaction's."""
+    two = Two()
+    two.take(label("a", True, 0))
+    assert [learnt("a", True, 0, 0), CONFIRMED] == two.take(score_of("a", EARLY_MS))
+    assert 0 == two.join.n_early
+
+
 def test_sampled_negatives_weigh_what_they_stand_for():
     """A share of what matures is learnt, decided by the id, each with one over the share."""
     two = Two(negatives=0.25)

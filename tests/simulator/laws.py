@@ -350,7 +350,7 @@ class Judge:
             if example is None:
                 if not name.startswith("flush-1") and name not in undecided:
                     yield f"never taught: {name}"
-            elif example.features != score.features or example.score != score.score:
+            elif name not in undecided and not _is_of(example, score):
                 yield f"taught on another score than the first: {name}"
 
     def learners_agree(self) -> Iterator[str]:
@@ -432,18 +432,19 @@ class Judge:
         if told is None:
             return
         folds: dict[int, Repeats] = defaultdict(lambda: Repeats(told.window))
-        want: dict[str, int] = {}
+        want: dict[tuple[str, str], int] = {}
         for partition, offset, alert in self._candidates():
             key, name = alert.entities[told.entity], alert.transaction_id
             repeats = folds[partition].on_alert(key, name, alert.time_ms, offset)
             if repeats is not None:
-                want[name] = repeats
-        got = {alert.transaction_id: alert.repeats for alert in self.world.read("alerts")}
-        for name in want.keys() ^ got.keys():
-            yield f"alert {name} was {'held back' if name in want else 'shown'}"
-        for name in want.keys() & got.keys():
-            if want[name] != got[name]:
-                yield f"alert {name} after {got[name]} repeats, not {want[name]}"
+                want[key, name] = repeats
+        alerts = self.world.read("alerts")
+        got = {(a.entities[told.entity], a.transaction_id): a.repeats for a in alerts}
+        for one in want.keys() ^ got.keys():
+            yield f"alert {one[1]} of {one[0]} was {'held back' if one in want else 'shown'}"
+        for one in want.keys() & got.keys():
+            if want[one] != got[one]:
+                yield f"alert {one[1]} of {one[0]} after {got[one]} repeats, not {want[one]}"
 
     def _candidates(self) -> list[tuple[int, int, Alert]]:
         """Alerts as they were raised, with partition and offset."""
@@ -497,6 +498,10 @@ def _unlabelled(bucket: BucketValue) -> BucketValue:
 
 def _fresh(world: World) -> Learner:
     return new_learner(world.settings, world.plan)
+
+
+def _is_of(example: Example, score: Score) -> bool:
+    return (example.features, example.score) == (score.features, score.score)
 
 
 def _is_any_unknown(said: set[LabelOutcome]) -> bool:
