@@ -585,59 +585,65 @@ class ScoreWriter:
         """Know what all scores have in common."""
         self._entities, self._segments = entities, segments
         self._schema, self._topic = schema, topic
+        self._template = b""  # the same for every batch
 
     def write(self, batch: Batch, decided: Decisions) -> list[bytes]:
         """Each transaction of a batch, at least one, as it was decided."""
         reasons = [b"[]"] * len(batch)
         for i, told in decided.reasons.items():
             reasons[i] = encode(told)
-        columns: list[list[bytes]] = []
-        value = _template(
-            {
-                "transaction_id": _texts(batch.ids),
-                "time_ms": _numbers(batch.times_ms),
-                "entities": dict(zip(self._entities, map(_texts, batch.keys), strict=True)),
-                "amount": _numbers(batch.amounts),
-                "score": _numbers(decided.scores),
-                "is_alert": _numbers(decided.alerts),
-                "features": _lists(batch.rows),
-                "feature_schema": self._schema,
-                "model": decided.model,
-                "source": {
-                    "topic": self._topic,
-                    "partition": _numbers(batch.partitions),
-                    "offset": _numbers(batch.offsets),
-                    "published_ms": _numbers(batch.published_ms),
-                },
-                "reasons": reasons,
-                "propensity": _numbers(decided.propensity),
-                "raw": _numbers(decided.raw),
-                "segments": dict(zip(self._segments, map(_texts, batch.segments), strict=True)),
-                "fallback": [_STAMPS[code] for code in decided.fallback.tolist()],
-                "schema_version": SCHEMA_VERSION,
+        fields = {
+            "transaction_id": _texts(batch.ids),
+            "time_ms": _numbers(batch.times_ms),
+            "entities": dict(zip(self._entities, map(_texts, batch.keys), strict=True)),
+            "amount": _numbers(batch.amounts),
+            "score": _numbers(decided.scores),
+            "is_alert": _numbers(decided.alerts),
+            "features": _lists(batch.rows),
+            "feature_schema": self._schema,
+            "model": [encode(decided.model)] * len(batch),
+            "source": {
+                "topic": self._topic,
+                "partition": _numbers(batch.partitions),
+                "offset": _numbers(batch.offsets),
+                "published_ms": _numbers(batch.published_ms),
             },
-            columns,
-        )
-        return [value % row for row in zip(*columns, strict=True)]
+            "reasons": reasons,
+            "propensity": _numbers(decided.propensity),
+            "raw": _numbers(decided.raw),
+            "segments": dict(zip(self._segments, map(_texts, batch.segments), strict=True)),
+            "fallback": [_STAMPS[code] for code in decided.fallback.tolist()],
+            "schema_version": SCHEMA_VERSION,
+        }
+        self._template = self._template or _template(fields)
+        return [self._template % row for row in zip(*_columns_of(fields), strict=True)]
 
 
 #: As JSON has them.
 _STAMPS: Final = [encode(stamp) for stamp in STAMPS]
 
 
-def _template(fields: Mapping[str, Any], columns: list[list[bytes]]) -> bytes:
+def _template(fields: Mapping[str, Any]) -> bytes:
     """JSON of an object with a ``%b`` for each value that is a list: its column."""
     parts = []
     for name, told in fields.items():
         if isinstance(told, list):
-            columns.append(told)
             text = b"%b"
         elif isinstance(told, dict):
-            text = _template(told, columns)
+            text = _template(told)
         else:
             text = encode(told).replace(b"%", b"%%")
         parts.append(encode(name).replace(b"%", b"%%") + b":" + text)
     return b"{" + b",".join(parts) + b"}"
+
+
+def _columns_of(fields: Mapping[str, Any]) -> Iterator[list[bytes]]:
+    """The lists in an object, as ``_template`` comes by them."""
+    for told in fields.values():
+        if isinstance(told, list):
+            yield told
+        elif isinstance(told, dict):
+            yield from _columns_of(told)
 
 
 def _texts(column: Sequence[str]) -> list[bytes]:

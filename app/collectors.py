@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ class BatchHistogram(Collector):
     def __init__(self, name: str, text: str, bounds: Sequence[float], label: str = "") -> None:
         """Buckets end at ``bounds``, ascending; with ``label``, one of each for every value."""
         self._name, self._text, self._bounds = name, text, np.array(bounds)
+        self._edges = list(bounds)
         self._label = label
         self._counts: dict[str, NDArray[np.int64]] = {}
         self._sums: dict[str, float] = {}
@@ -41,7 +43,7 @@ class BatchHistogram(Collector):
 
     def observe_one(self, value: float, label: str = "") -> None:
         """Count one value."""
-        self._of(label)[int(np.searchsorted(self._bounds, value, side="left"))] += 1
+        self._of(label)[bisect_left(self._edges, value)] += 1
         self._sums[label] += value
 
     @property

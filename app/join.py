@@ -17,11 +17,11 @@ from app.disk import Books
 from app.errors import Malformed
 from app.records import Example, Feedback, Partition, Position, Send, Verdict
 from app.stages import dead_letter, refused
-from app.tasks import Bound, Committed, Effects, Range
+from app.tasks import Bound, Committed, Effects, Level, Range
 from app.topics import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from app.codec import HeldScore
     from app.config import Settings
@@ -160,8 +160,6 @@ class JoinTask:
         self.join.restored()
         if self.ledger is not None and any(self._committed.values()):
             self._write(self.ledger)
-        self.stage.metrics.read_again(self.scores.partition, self.n_read_again)
-        self.stage.metrics.joined(self.scores.partition, self.join)
         return {}
 
     def committed(self, offsets: Mapping[Partition, Committed]) -> None:
@@ -169,7 +167,6 @@ class JoinTask:
         self._committed.update({at: offsets[at].offset for at in self.inputs if at in offsets})
         if self.ledger is not None and self._next == self._committed:
             self._write(self.ledger)
-            self.stage.metrics.joined(self.scores.partition, self.join)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -197,7 +194,6 @@ class JoinTask:
         for record, fact in self._read(partition, records, effects):
             self._fold(partition, record, fact, followed)
         self._tell(followed, effects)
-        self.stage.metrics.joined(self.scores.partition, self.join)
         self.stage.metrics.consumed(self.stage.name, len(records))
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
@@ -219,6 +215,15 @@ class JoinTask:
             ),
             Bound("join.early_max", *at, join.n_early, join.early_max),
         )
+
+    def levels(self) -> Iterator[Level]:
+        """How much waits, and where; how much was read to know it."""
+        join, at = self.join, (str(self.scores.partition),)
+        yield Level("weir_pending", at, len(join))
+        yield Level("weir_labels_early", at, join.n_early)
+        yield Level("weir_pending_overflowed", at, join.n_overflowed)
+        yield Level("weir_pending_on_disk", at, join.known.n_written)
+        yield Level("weir_join_read_again", at, self.n_read_again)
 
     def _read(
         self, partition: Partition, records: Sequence[Record], effects: Effects | None = None

@@ -16,17 +16,16 @@ from app.core.fallback import MODEL, STAMPS
 from app.core.pending import MATURITY
 from app.quality import BY_SEGMENT, QUALITY, Quality
 from app.records import Drift, Example, LabelOutcome
-from app.tasks import Bounded
+from app.tasks import Bounded, Levelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from app.core.entity import EntityStore
     from app.core.learner import Learner, LearnerEffects
-    from app.core.pending import Join
     from app.errors import Malformed
+    from app.tasks import Level
 
 #: Seconds: from below one fetch to a minute behind.
 _LATENCY_S: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
@@ -82,6 +81,22 @@ class Declared(NamedTuple):
 _FULL: Final = {
     "weir_bound": ("What is kept in memory may become so much.", ("bound", "stage", "partition")),
     "weir_bound_used": ("How much of it is in use.", ("bound", "stage", "partition")),
+}
+_STAGE: Final = ("stage", "partition")
+_JOIN: Final = ("partition",)
+STATE: Final = {
+    "weir_entities": ("Entities known.", _STAGE),
+    "weir_entities_evicted": ("Entities let go at entities_max since the start.", _STAGE),
+    "weir_entities_on_disk": ("Entities known that are not in memory.", _STAGE),
+    "weir_entity_buckets": ("Buckets of what left the entities' rings.", _STAGE),
+    "weir_pending": ("Transactions that wait for a label or maturity.", _JOIN),
+    "weir_labels_early": ("Labels that wait for their transaction.", _JOIN),
+    "weir_pending_overflowed": ("Transactions forgotten at pending_max.", _JOIN),
+    "weir_pending_on_disk": ("Of weir_pending, those on disk.", _JOIN),
+    "weir_join_read_again": (
+        "Scores and labels read again when the partition was taken.",
+        _JOIN,
+    ),
 }
 _FAILING: Final = {
     "weir_failing": ("1 for each reason that /readyz gives, else none.", ("reason",))
@@ -209,36 +224,12 @@ class Metrics:
         self.scores = self._histogram(group, "weir_score", "Scores given.", _SCORE)
 
     def _of_state(self) -> None:
-        group = "State"
-        at = ("stage", "partition")
-        self._entities = self._gauge(group, "weir_entities", "Entities known.", *at)
-        self._evicted = self._gauge(
-            group, "weir_entities_evicted", "Entities let go at entities_max since the start.", *at
-        )
-        self._cold = self._gauge(
-            group, "weir_entities_on_disk", "Entities known that are not in memory.", *at
-        )
-        self._buckets = self._gauge(
-            group, "weir_entity_buckets", "Buckets of what left the entities' rings.", *at
-        )
-        self._pending = self._gauge(
-            group, "weir_pending", "Transactions that wait for a label or maturity.", "partition"
-        )
-        self._early = self._gauge(
-            group, "weir_labels_early", "Labels that wait for their transaction.", "partition"
-        )
-        self._overflowed = self._gauge(
-            group, "weir_pending_overflowed", "Transactions forgotten at pending_max.", "partition"
-        )
-        self._on_disk = self._gauge(
-            group, "weir_pending_on_disk", "Of weir_pending, those on disk.", "partition"
-        )
-        self._read_again = self._gauge(
-            group,
-            "weir_join_read_again",
-            "Scores and labels read again when the partition was taken.",
-            "partition",
-        )
+        self._pulled("State", STATE, self._how_it_stands)
+
+    def _how_it_stands(self) -> Iterator[Level]:
+        for task in self.bounded():
+            if isinstance(task, Levelled):
+                yield from task.levels()
 
     def _of_labels(self) -> None:
         group = "Labels"
@@ -335,7 +326,8 @@ class Metrics:
     def told_by(self, fallback: NDArray[np.int8], unlearnt_ms: int) -> None:
         """Count whose scores they were; tell how old the model is."""
         self._model_age.set(unlearnt_ms / 1_000.0)
-        for code in np.unique(fallback[fallback != MODEL]).tolist():
+        other = fallback[fallback != MODEL]
+        for code in set(other.tolist()):
             self._fallback.labels(STAMPS[code]).inc(int((fallback == code).sum()))
 
     def suppressed(self) -> None:
@@ -345,24 +337,6 @@ class Metrics:
     def budget(self, alerts_per_day: float) -> None:
         """Tell how many alerts a day there should be."""
         self._budget.set(alerts_per_day)
-
-    def entities(self, stage: str, partition: int, store: EntityStore) -> None:
-        """Tell how full a store is."""
-        self._entities.labels(stage, str(partition)).set(len(store))
-        self._evicted.labels(stage, str(partition)).set(store.n_evicted)
-        self._cold.labels(stage, str(partition)).set(store.n_cold)
-        self._buckets.labels(stage, str(partition)).set(store.n_buckets)
-
-    def joined(self, partition: int, join: Join) -> None:
-        """Tell how full a join is."""
-        self._pending.labels(str(partition)).set(len(join))
-        self._early.labels(str(partition)).set(join.n_early)
-        self._overflowed.labels(str(partition)).set(join.n_overflowed)
-        self._on_disk.labels(str(partition)).set(join.known.n_written)
-
-    def read_again(self, partition: int, n: int) -> None:
-        """Tell how many records a join was restored from."""
-        self._read_again.labels(str(partition)).set(n)
 
     def outcomes(self, outcomes: Sequence[LabelOutcome]) -> None:
         """Count what became of labels."""
@@ -414,12 +388,7 @@ class Metrics:
 
     def released(self) -> None:
         """Forget what was told by partition: it may be another's from now on."""
-        by_partition = (
-            self._lag, self._entities, self._evicted, self._cold, self._buckets,
-            self._pending, self._early, self._overflowed, self._on_disk, self._read_again,
-        )  # fmt: skip
-        for gauge in by_partition:
-            gauge.clear()
+        self._lag.clear()
 
 
 def _sum(metric: Counter | Gauge) -> float:

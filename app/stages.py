@@ -28,7 +28,7 @@ from app.core.windows import DUPLICATE
 from app.disk import Disk
 from app.errors import Malformed, Refused
 from app.records import Partition, Position, Send
-from app.tasks import Bound, Committed, Effects, Range
+from app.tasks import Bound, Committed, Effects, Level, Range
 from app.topics import DEAD_LETTER_BYTES, partition_of, partitions_of
 
 if TYPE_CHECKING:
@@ -196,7 +196,6 @@ class EntityTask:
             effects.state += [
                 Send(self.changelog, self.partition, *row) for row in codec.write_rows(self.store)
             ]
-            self.stage.metrics.entities(self.stage.name, self.partition, self.store)
 
     def peek(self, batch: Batch) -> list[int]:
         """Fill this entity's features of each transaction as if it came next; change nothing.
@@ -238,6 +237,16 @@ class EntityTask:
         yield Bound("entity.history_max", *at, store.n_exact, n * store.history_max)
         yield Bound("entity.buckets_max", *at, store.n_buckets, n * store.buckets_max)
         yield Bound("entity.expected_max", *at, store.n_expected, EXPECTED_MAX)
+
+    def levels(self) -> Iterator[Level]:
+        """How full the store is."""
+        store, at = self.store, (self.stage.name, str(self.partition))
+        if store is None:
+            return
+        yield Level("weir_entities", at, len(store))
+        yield Level("weir_entities_evicted", at, store.n_evicted)
+        yield Level("weir_entities_on_disk", at, store.n_cold)
+        yield Level("weir_entity_buckets", at, store.n_buckets)
 
     def _on_transactions(self, records: Sequence[Record], now_ms: int, effects: Effects) -> None:
         stage, began_ns = self.stage, time.time_ns()

@@ -127,6 +127,22 @@ class Bounded(Protocol):
         """What it keeps in memory."""
 
 
+class Level(NamedTuple):
+    """How one of ``metrics.STATE`` stands; ``labels`` are the values of its labels."""
+
+    name: str
+    labels: tuple[str, ...]
+    value: float
+
+
+@runtime_checkable
+class Levelled(Protocol):
+    """A task that says how it stands, whenever somebody asks."""
+
+    def levels(self) -> Iterable[Level]:
+        """How much it holds."""
+
+
 @runtime_checkable
 class Durable(Protocol):
     """A task with a state of its own beside the logs, never ahead of what is committed."""

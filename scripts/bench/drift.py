@@ -32,6 +32,7 @@ from drift_streams import (
     WEEK_MS,
     Case,
     handbook_cases,
+    recovering,
     river_cases,
     simulator_cases,
     year,
@@ -46,7 +47,9 @@ from app.core.measures.ranking import Ranking
 TOLD_WITHIN_MS: Final = 14 * DAY_MS
 #: Alarms so close together are one.
 ONE_MS: Final = 2 * DAY_MS
-DELTAS: Final = (2e-3, 1e-5, 1e-9, 1e-17, 1e-35, 1e-70)
+DELTAS: Final = (0.5, 0.1, 0.02, 2e-3, 1e-5, 1e-9, 1e-17, 1e-35, 1e-70)
+#: River's own.
+DELTA: Final = 2e-3
 #: How far Evidently's column must pass its own threshold; 0 stands for its default rule.
 EXCESSES: Final = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
 #: Evidently's own: half of the columns.
@@ -215,7 +218,7 @@ def compared(cases: Iterable[Case], *, alone: bool) -> dict[str, Any]:
         rate(heard["weir"], 0.0), heard["weir"][0].case.settings.drift.false_alarms_per_week
     )
     found: dict[str, Any] = {"weir": told(heard["weir"], 0.0), "false_alarms_allowed": allowed}
-    for name, settings, default in (("adwin", DELTAS, DELTAS[0]), ("evidently", EXCESSES, 0.0)):
+    for name, settings, default in (("adwin", DELTAS, DELTA), ("evidently", EXCESSES, 0.0)):
         if heard[name]:
             lively = [s for s in settings if s != 0.0]
             found[name] = told(heard[name], equal(heard[name], lively, allowed))
@@ -294,6 +297,7 @@ def main(  # noqa: PLR0913 - a command's options are its arguments
     only: Annotated[str, typer.Option(help="Families of streams, or none.")] = FAMILIES,
     alone: Annotated[bool, typer.Option(help="weir without the others.")] = False,
     model: Annotated[str, typer.Option(help="For the recovery; empty: none.")] = "forest",
+    recovery_share: Annotated[int, typer.Option(help="As --share, for the recovery.")] = 2,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure detection delay, misses, false alarms, causes, and recovery."""
@@ -311,8 +315,7 @@ def main(  # noqa: PLR0913 - a command's options are its arguments
     if year_days:
         found["year"] = undrifted(year(drawn[0] + 1_000, year_days, per_day))
     if model:
-        pattern = next(c for c in handbook_cases(drawn[0], share) if c.name.endswith("pattern"))
-        found["recovery"] = recovery(pattern, model)
+        found["recovery"] = recovery(recovering(drawn[0], recovery_share), model)
     found |= machine()
     text = orjson.dumps(found, option=0 if as_json else orjson.OPT_INDENT_2).decode()
     sys.stdout.write(text + "\n")

@@ -120,13 +120,34 @@ def new_tokens(columns: Columns, is_after: NDArray[np.bool_]) -> Columns:
 
 def other_frauds(columns: Columns, is_after: NDArray[np.bool_], seed: int) -> Columns:
     """As many frauds, but small ones at night, where there were none."""
-    labels, rng = columns.labels.copy(), np.random.default_rng(seed)
+    late, n, night = _late_frauds(columns, is_after)
+    small = night[(columns.amounts[night] > 10.0) & (columns.amounts[night] < 40.0)]  # noqa: PLR2004
+    return _frauds_at(columns, late, small, n, seed)
+
+
+def frauds_to_learn(columns: Columns, is_after: NDArray[np.bool_], seed: int) -> Columns:
+    """As many frauds, four of five of the smallest payments at night: AP can reach .8."""
+    late, n, night = _late_frauds(columns, is_after)
+    smallest = night[np.argsort(columns.amounts[night], kind="stable")][: n + n // 4]
+    return _frauds_at(columns, late, smallest, n, seed)
+
+
+def _late_frauds(
+    columns: Columns, is_after: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], int, NDArray[np.intp]]:
+    """What comes after the change, how many frauds are in it, and what of it is at night."""
     late = np.flatnonzero(is_after)
-    n = int((labels[late] == 1).sum())
+    night = late[columns.times_ms[late] % DAY_MS < 7 * HOUR_MS]
+    return late, int((columns.labels[late] == 1).sum()), night
+
+
+def _frauds_at(
+    columns: Columns, late: NDArray[np.intp], some: NDArray[np.intp], n: int, seed: int
+) -> Columns:
+    """``n`` of ``some`` are the frauds among ``late``."""
+    labels, rng = columns.labels.copy(), np.random.default_rng(seed)
     labels[late] = 0
-    night = columns.times_ms[late] % DAY_MS < 7 * HOUR_MS
-    small = late[night & (columns.amounts[late] > 10.0) & (columns.amounts[late] < 40.0)]  # noqa: PLR2004
-    labels[rng.choice(small, min(n, len(small)), replace=False)] = 1
+    labels[rng.choice(some, min(n, len(some)), replace=False)] = 1
     return replace(columns, labels=labels)
 
 
@@ -148,6 +169,15 @@ def handbook_cases(seed: int, share: int) -> Iterator[Case]:
         "pattern", other_frauds(columns, is_after, seed), QUALITY | RISKS | SCORES | FRAUDS, due
     )
     yield case("delay", columns, LABELS | RISKS, np.where(is_after, due + 10 * DAY_MS, due))
+
+
+def recovering(seed: int, share: int) -> Case:
+    """The Handbook's stream with another pattern of frauds, one that can be learnt as well."""
+    columns = handbook(seed, share)
+    moment = int(columns.times_ms[0]) + MOMENT_DAY * DAY_MS
+    changed = frauds_to_learn(columns, columns.times_ms >= moment, seed)
+    settings = load(profile="handbook")
+    return Case("handbook recovery", settings, changed, delays(columns, seed), moment)
 
 
 def simulated(seed: int, scenario: Any, days: int, per_day: float) -> Columns:
