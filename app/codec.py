@@ -679,10 +679,15 @@ class HeldScore(msgspec.Struct, gc=False):
     is_alert: bool
     feature_schema: str
     value: bytes
+    read: Score | None = None  # until it was summarised
 
     def whole(self) -> Score:
         """Everything that was used to decide: what was read once can be read again."""
-        return _score(self.value)
+        return self.read or _score(self.value)
+
+    def shrink(self) -> None:
+        """Keep no more than the bytes."""
+        self.read = None
 
 
 def hold_score(record: Record) -> HeldScore:
@@ -695,6 +700,7 @@ def hold_score(record: Record) -> HeldScore:
         score.is_alert,
         score.feature_schema,
         value,
+        score,
     )
 
 

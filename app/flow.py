@@ -101,6 +101,7 @@ class Flow:
         self.greetings: list[Send] = []  # what is said once at the start, before the first batch
         self.gates: list[asyncio.Event] = []  # what must have come before the first batch
         self._committed: dict[Partition, int] = {}
+        self._durable: list[Durable] = []
         self.committed_s = 0.0  # when offsets were last committed
         #: What is seen from outside (``watch``): what a restart would mend, and what it would not.
         self.alarms: dict[str, str] = {}
@@ -116,7 +117,7 @@ class Flow:
 
     def own(self, assigned: Iterable[Partition]) -> list[Task]:
         """Make the tasks of newly assigned partitions; what was owned before is dropped."""
-        for old in self._durable():
+        for old in self._durable:
             old.close()
         self.tasks, self.positions, self._committed = {}, {}, {}
         self._n_open = 0
@@ -131,6 +132,7 @@ class Flow:
                     self.tasks.update(dict.fromkeys(task.inputs, task))
                 else:
                     log.error("inputs_not_together", stage=stage.name, partition=number)
+        self._durable = [task for task in made if isinstance(task, Durable)]
         return made
 
     @property
@@ -205,10 +207,7 @@ class Flow:
     def committed(self, offsets: Mapping[Partition, Committed]) -> None:
         """Note what the coordinator took."""
         self._committed.update({at: was.offset for at, was in offsets.items()})
-        for task in self._durable():
+        for task in self._durable:
             task.committed(offsets)
         self.committed_s = time.monotonic()
         self.metrics.committed(self.now_ms())
-
-    def _durable(self) -> list[Durable]:
-        return [task for task in dict.fromkeys(self.tasks.values()) if isinstance(task, Durable)]

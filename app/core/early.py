@@ -104,7 +104,7 @@ class Early:
 
     def take(self, transaction_id: str) -> list[Unknown]:
         """Those that waited for a transaction: here it is."""
-        return self._gone(self._waiting.pop(transaction_id, []))
+        return self._gone(self._waiting.pop(transaction_id, [])) if self._waiting else []
 
     def expire(self, clock_ms: int) -> list[Unknown]:
         """Those that have waited too long."""

@@ -283,6 +283,12 @@ class Join:
         if at.offset % SUMMARY_SCORES != SUMMARY_SCORES - 1 and len(self._run) < SUMMARY_SCORES:
             return
         run, self._run = self._run, []
+        effects.examples.append(self._summary(run, at))
+        for scored in run:
+            scored.shrink()
+
+    def _summary(self, run: Sequence[Scored], at: Position) -> Summary:
+        """What the monitor is told of a run of scores, the last of which lies at ``at``."""
         schema = run[-1].feature_schema  # a run may begin before a change of the features
         first_ms, last_ms = min(s.time_ms for s in run), max(s.time_ms for s in run)
         step = step_of(len(run), last_ms - first_ms)
@@ -290,26 +296,24 @@ class Join:
         looked = [scored.whole() for scored in some]
         rows = np.array([score.features for score in looked], np.float64)
         means, squares = moments(rows)
-        effects.examples.append(
-            Summary(
-                partition=at.partition,
-                first_offset=self._run_first,
-                last_offset=at.offset,
-                n=len(run),
-                n_alerts=sum(s.is_alert for s in run),
-                mean_score=sum(s.score for s in run) / len(run),
-                n_looked=len(looked),
-                feature_schema=schema,
-                feature_means=means,
-                feature_squares=squares,
-                rows=pack(rows),
-                row_ids=[score.transaction_id for score in looked],
-                row_times_ms=[score.time_ms for score in looked],
-                row_segments=_columns_of([score.segments for score in looked]),
-                bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
-                first_time_ms=first_ms,
-                last_time_ms=last_ms,
-            )
+        return Summary(
+            partition=at.partition,
+            first_offset=self._run_first,
+            last_offset=at.offset,
+            n=len(run),
+            n_alerts=sum(s.is_alert for s in run),
+            mean_score=sum(s.score for s in run) / len(run),
+            n_looked=len(looked),
+            feature_schema=schema,
+            feature_means=means,
+            feature_squares=squares,
+            rows=pack(rows),
+            row_ids=[score.transaction_id for score in looked],
+            row_times_ms=[score.time_ms for score in looked],
+            row_segments=_columns_of([score.segments for score in looked]),
+            bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
+            first_time_ms=first_ms,
+            last_time_ms=last_ms,
         )
 
 
