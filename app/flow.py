@@ -88,9 +88,9 @@ class Flow:
     def __init__(self, settings: Settings, stages: Sequence[Stage], metrics: Metrics) -> None:
         """Describe the flow; nothing is connected yet."""
         self.settings, self.stages, self.metrics = settings, stages, metrics
-        self.sender = Sender(settings)
-        self.reader = Reader(settings)
         self.lease = Lease(settings.kafka.session_timeout, settings.delivery_ms)
+        self.sender = Sender(settings, self.lease.check)
+        self.reader = Reader(settings)
         self.now_ms = now_ms
         self.tasks: dict[Partition, Task] = {}
         self.positions: dict[Partition, int] = {}

@@ -11,14 +11,16 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
+from aiokafka.protocol.produce import ProduceRequest
 
-from app.errors import Refused, Undelivered
+from app.errors import Fenced, Refused, Undelivered
 from app.records import Record
 from app.topics import SNAPSHOT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from aiokafka.client import AIOKafkaClient
     from aiokafka.structs import ConsumerRecord
 
     from app.config import KafkaSettings, Settings
@@ -106,12 +108,21 @@ def _mend(error: Exception) -> str:
     return f"{said}. Nothing it stands for is committed: it is read again"
 
 
-class Sender:
-    """Writes records and returns when the brokers have acknowledged every one; an async context."""
+class _NotOurs(KafkaError):
+    """What may not be written any more; aiokafka tells whoever waits, and does not try again."""
 
-    def __init__(self, settings: Settings) -> None:
+
+class Sender:
+    """Writes records and returns when the brokers have acknowledged every one; an async context.
+
+    ``check`` is asked at the last moment before each request, those that aiokafka sends again too,
+    and raises Fenced where nothing may be written any more. A process that was stopped in between
+    (SIGSTOP) is known by it: between what it says and the write to the socket no other code runs.
+    """
+
+    def __init__(self, settings: Settings, check: Callable[[], None] | None = None) -> None:
         """Describe the producer; ``start`` connects it."""
-        self._kafka = settings.kafka
+        self._kafka, self._check = settings.kafka, check
         self._timeout_s = settings.delivery_ms / 1_000.0
         self._producer: AIOKafkaProducer | None = None
 
@@ -134,7 +145,24 @@ class Sender:
             max_batch_size=_BATCH_BYTES,
             max_request_size=SNAPSHOT_BYTES + _FRAMING_BYTES,
         )
+        if self._check is not None:
+            self._guard(self._producer.client, self._check)
         await reach(self._producer.start, self._kafka.bootstrap)
+
+    @staticmethod
+    def _guard(client: AIOKafkaClient, check: Callable[[], None]) -> None:
+        send = client.send
+
+        async def checked(node_id: int, request: Any, **how: Any) -> Any:
+            if isinstance(request, ProduceRequest):
+                await client.ready(node_id, **how)  # all that there is to wait for
+                try:
+                    check()
+                except Fenced as error:
+                    raise _NotOurs(str(error)) from error
+            return await send(node_id, request, **how)
+
+        client.send = checked
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -142,7 +170,7 @@ class Sender:
             await self._producer.stop()
 
     async def deliver(self, sends: Iterable[Send]) -> None:
-        """Write records, in order within each partition. Raises Undelivered."""
+        """Write records, in order within each partition. Raises Undelivered, Fenced."""
         by_partition: dict[tuple[str, int], list[Send]] = defaultdict(list)
         for send in sends:
             by_partition[send.topic, send.partition].append(send)
@@ -151,6 +179,8 @@ class Sender:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await asyncio.gather(*(self._write(*at, s) for at, s in by_partition.items()))
+        except _NotOurs as error:
+            raise Fenced(*error.args) from error
         except (KafkaError, TimeoutError) as error:
             topics = sorted({topic for topic, _ in by_partition})
             msg = f"a batch for {', '.join(topics)} was not acknowledged: {error!r}"

@@ -36,7 +36,7 @@ from faust.types import TP
 
 from app.errors import Fenced, Refused, Undelivered
 from app.flow import Flow, Lease
-from app.kafka import client_settings, reach
+from app.kafka import Sender, client_settings, reach
 from app.peers import assignor, url_of
 from app.records import Partition, Record
 from app.tasks import Committed, out_of_reach
@@ -133,8 +133,9 @@ class Consumer(FaustConsumer):
 
     async def on_start(self) -> None:
         """Connect; see to it that every heartbeat renews the lease."""
+        async with Sender(self.flow.settings) as before:  # there is a lease
+            await before.deliver(self.flow.greetings)
         await self.flow.sender.start()
-        await self.flow.sender.deliver(self.flow.greetings)
         await reach(self.client.start, self.flow.settings.kafka.bootstrap)
         self._read_at_once()
 

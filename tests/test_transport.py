@@ -11,9 +11,12 @@ import aiokafka
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CorruptRecordException, MessageSizeTooLargeError
+from aiokafka.producer.sender import SendProduceReqHandler
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
@@ -37,9 +40,9 @@ from app.worker import make_app
 
 # ---- The tripwire.
 
-#: What app/transport.py overrides, wraps or calls of what is private to Faust and aiokafka, or
-#: relies on being called by: the first 12 characters of the SHA-256 of its source, and what to
-#: look at when it changes.
+#: What app/transport.py (of the last three: app/kafka.py) overrides, wraps or calls of what is
+#: private to Faust and aiokafka, or relies on being called by: the first 12 characters of the
+#: SHA-256 of its source, and what to look at when it changes.
 RELIED_ON: dict[str, tuple[Any, str, str]] = {
     "faust Consumer.__init__": (
         FaustConsumer.__init__,
@@ -183,6 +186,21 @@ RELIED_ON: dict[str, tuple[Any, str, str]] = {
         PartitionRecords,
         "94aa0da0dbec",
         "_consumer_record is replaced: called for each record that is read, and for no other",
+    ),
+    "aiokafka AIOKafkaClient.send": (
+        AIOKafkaClient.send,
+        "246b277687d7",
+        "wrapped by app.kafka.Sender: must wait for nothing between ready() and the connection",
+    ),
+    "aiokafka AIOKafkaConnection.send": (
+        AIOKafkaConnection.send,
+        "5909ea32f4ef",
+        "must write to the socket before it waits for anything",
+    ),
+    "aiokafka SendProduceReqHandler.do": (
+        SendProduceReqHandler.do,
+        "2dccd3d56b16",
+        "must send by client.send, and hand a KafkaError that is not retriable to who waits",
     ),
 }
 

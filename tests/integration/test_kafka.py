@@ -22,7 +22,8 @@ from app.admin import Admin
 from app.config import WindowFeature
 from app.core.features import FeaturePlan
 from app.core.scoring import Batch
-from app.errors import Undelivered
+from app.errors import Fenced, Undelivered
+from app.flow import Lease
 from app.kafka import Sender
 from app.records import Record, Send
 from app.shelf import newest
@@ -433,6 +434,24 @@ async def test_sender_tells_of_every_record_that_did_not_arrive(make_world):
     finally:
         await sender.stop()
     assert [b"{}"] == [record.value for record in await world.read(world.topics.drift)]
+
+
+async def test_law_6_nothing_is_written_after_the_last_moment(make_world):
+    """Whoever was stopped between the look at the lease and the write wakes up, and writes not."""
+    world = make_world()
+    await world.create_topics()
+    drift, session_s = world.topics.drift.name, 0.5
+    lease = Lease(session_ms=round(1_000 * session_s))
+    async with Sender(world.settings, lease.check) as sender:
+        lease.renew(Lease.clock_s())
+        await sender.deliver([Send(drift, 0, b"k", b"1")])
+        lease.check()
+        under_way = asyncio.create_task(sender.deliver([Send(drift, 0, b"k", b"2")]))
+        await asyncio.sleep(0)  # it has begun
+        time.sleep(2 * session_s)  # noqa: ASYNC251 - as a process that is stopped
+        with pytest.raises(Fenced, match="no heartbeat was answered"):
+            await under_way
+    assert [b"1"] == [record.value for record in await world.read(world.topics.drift)]
 
 
 async def test_foreign_snapshot_does_not_stop_a_worker(make_world):
