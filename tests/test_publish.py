@@ -18,6 +18,7 @@ from pyarrow import csv, parquet
 
 from app import codec, files
 from app import publish as publishing
+from app.codec.times import SECONDS_MAX
 from app.config import Settings, load
 from app.core.features import FeaturePlan
 from app.errors import Refused, Undelivered
@@ -131,7 +132,7 @@ def test_a_time_is_read_as_the_codec_reads_it(
 
 def test_files_and_codec_agree_on_seconds():
     """One bound separates seconds from milliseconds, wherever a number is read."""
-    assert codec._SECONDS_MAX == files.SECONDS_MAX
+    assert SECONDS_MAX == files.SECONDS_MAX
 
 
 @pytest.mark.parametrize(
