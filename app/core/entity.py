@@ -30,7 +30,7 @@ import numpy as np
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue, absorb, doubled
 from app.core.cold import Box, freeze, length, n_blocks, release, thaw
 from app.core.hashing import hash_id, hash_many
-from app.core.windows import APPLIED, BLOCK, fold, n_leaving
+from app.core.windows import APPLIED, BLOCK, DUPLICATE, fold, n_leaving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -214,7 +214,7 @@ class EntityStore:
         self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
         self._unsaid = np.zeros(_ROOM, np.int64)  # transactions of each that no row tells of yet
         self._applied: list[_Applied] = []
-        self._marked: dict[Slot, tuple[int, ...]] = {}  # slot: the guard when its label came
+        self._marked: dict[Slot, tuple[int, ...]] = {}  # slot that is said again: the guard then
         self._absorbed: dict[Slot, None] = {}
         self._gone: list[Slot] = []
         self._captured: list[Row] = []  # of earlier parts of a batch
@@ -337,6 +337,9 @@ class EntityStore:
             self._note_applied([keys[i] for i in at.tolist()], rows[fresh], slots[at], guards[at])
             if overflows:
                 self._note_absorbed(keys, at, rows[fresh], slots[at])
+            for i in np.flatnonzero(status[part][:done] == DUPLICATE).tolist():
+                row = int(rows[i])  # no row of its own says that it has passed
+                self._say_again(keys[start + i], row, int(self._counts[row] - 1) % self._n_slots)
             if self._expected:
                 for i in at.tolist():
                     self._meet(keys[i], int(hashes[i]), int(slots[i]))
@@ -440,11 +443,15 @@ class EntityStore:
         if self._labels[place] == label:
             return False
         self._label(place, label)
-        self._marked.pop((key, slot), None)  # to the end: the order of the changelog
-        self._marked[key, slot] = tuple(self._guards[row].tolist())
+        self._say_again(key, row, slot)
         if self._sequences[place] < self._counts[row] - self.history_max:
             self._mark_bucket(key, wanted, int(self._times[place]), label)
         return True
+
+    def _say_again(self, key: str, row: int, slot: int) -> None:
+        """Have a row of the changelog tell of a slot as it is now, with the guard as it is."""
+        self._marked.pop((key, slot), None)  # to the end: the order of the changelog
+        self._marked[key, slot] = tuple(self._guards[row].tolist())
 
     def _slot_of(self, row: int, id_hash: int, time_ms: int | None) -> int | None:
         """The slot of a transaction, None if the ring no longer holds it.
