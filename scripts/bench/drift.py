@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -169,15 +170,17 @@ def equal(heard: Sequence[Heard], settings: Sequence[float], allowed: float) -> 
 def told(heard: Sequence[Heard], setting: float) -> dict[str, Any]:
     """Figures of one contender at one setting."""
     changed = [one for one in heard if one.case.moment_ms is not None]
-    firsts = {one.case.name: (one.case, one.first(setting)) for one in changed}
-    delays = {
-        name: None if first is None else round((first.time_ms - (case.moment_ms or 0)) / DAY_MS, 2)
-        for name, (case, first) in firsts.items()
-    }
-    found = [(case, first) for case, first in firsts.values() if first is not None]
+    firsts = [(one.case, one.first(setting)) for one in changed]
+    found = [(case, first) for case, first in firsts if first is not None]
     right = sum(first.cause in case.causes for case, first in found)
+    delays: dict[str, list[float | None]] = defaultdict(list)  # of each seed, by stream
+    causes: dict[str, list[str | None]] = defaultdict(list)
+    for case, first in firsts:
+        late_ms = None if first is None else first.time_ms - (case.moment_ms or 0)
+        delays[case.name].append(None if late_ms is None else round(late_ms / DAY_MS, 2))
+        causes[case.name].append(first.cause if first else None)
     # A missed change counts with the longest delay there is.
-    days = [TOLD_WITHIN_MS / DAY_MS if d is None else d for d in delays.values()]
+    days = [TOLD_WITHIN_MS / DAY_MS if d is None else d for told in delays.values() for d in told]
     return {
         "setting": setting,
         "false_alarms_per_week": round(rate(heard, setting), 3),
@@ -187,7 +190,7 @@ def told(heard: Sequence[Heard], setting: float) -> dict[str, Any]:
         "delay_days_median": round(float(np.median(days)), 2) if days else None,
         "right_cause_first": round(right / max(len(found), 1), 3),
         "delays_days": delays,
-        "causes": {name: first.cause if first else None for name, (_, first) in firsts.items()},
+        "causes": causes,
     }
 
 

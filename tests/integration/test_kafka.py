@@ -274,6 +274,7 @@ async def test_worker_that_slept_past_its_session_writes_nothing_more(make_world
     some = transactions(400, seed=12)
     await world.transact(some[:200])
     await world.scored(ids(some[:200]))
+    await all_committed(world)  # a score is seen before the state that it leaves is written
     sleeper.popen.send_signal(signal.SIGSTOP)
     await world.transact(some[200:])
     heir = await world.start().ready()
@@ -288,6 +289,20 @@ async def test_worker_that_slept_past_its_session_writes_nothing_more(make_world
     await check_features(world, again)
     assert {"learn": 400} == Counter(o["outcome"] for o in await world.outcomes(400))
     assert 0 == await heir.stop()
+
+
+async def read_of(world: World, topic: TopicSpec) -> int:
+    """How many records of a topic are committed."""
+    return sum(max(offset, 0) for offset in (await world.committed(topic)).values())
+
+
+async def all_committed(world: World) -> None:
+    """Wait until nothing that was read is under way."""
+    end, topics = time.monotonic() + 60, (world.topics.transactions, *world.topics.hops.values())
+    for topic in topics:
+        while await read_of(world, topic) < len(await world.read(topic)):
+            assert time.monotonic() < end, f"{topic.name} is not committed"
+            await asyncio.sleep(0.1)
 
 
 async def test_worker_follows_a_learner_of_its_own_process(make_world):
