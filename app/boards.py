@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -119,9 +120,12 @@ class Boards(Service):
     def take(
         self, fetched: Mapping[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]]
     ) -> None:
-        """Fold what was fetched, by when it was written."""
-        found = [(record.timestamp, tp, record) for tp, held in fetched.items() for record in held]
-        for _, tp, record in sorted(found, key=lambda one: one[0]):
+        """Fold what was fetched, by when it was written, and each partition in its order.
+
+        Two workers that write to one partition may land otherwise than by their clocks.
+        """
+        held = ([(tp, record) for record in records] for tp, records in fetched.items())
+        for tp, record in heapq.merge(*held, key=lambda one: one[1].timestamp):
             at = Position(tp.topic, tp.partition, record.offset)
             with contextlib.suppress(Malformed, msgspec.DecodeError, UnicodeDecodeError):
                 self.take_one(at, read(record))
