@@ -21,7 +21,6 @@ class BatchHistogram(Collector):
     def __init__(self, name: str, text: str, bounds: Sequence[float], label: str = "") -> None:
         """Buckets end at ``bounds``, ascending; with ``label``, one of each for every value."""
         self._name, self._text, self._bounds = name, text, np.array(bounds)
-        self._edges = list(bounds)
         self._label = label
         self._counts: dict[str, NDArray[np.int64]] = {}
         self._sums: dict[str, float] = {}
@@ -43,7 +42,7 @@ class BatchHistogram(Collector):
 
     def observe_one(self, value: float, label: str = "") -> None:
         """Count one value."""
-        self._of(label)[bisect_left(self._edges, value)] += 1
+        self._of(label)[bisect_left(self._bounds, value)] += 1
         self._sums[label] += value
 
     @property

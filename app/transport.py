@@ -133,8 +133,8 @@ class Consumer(FaustConsumer):
 
     async def on_start(self) -> None:
         """Connect; see to it that every heartbeat renews the lease."""
-        async with Sender(self.flow.settings) as before:  # there is a lease
-            await before.deliver(self.flow.greetings)
+        async with Sender(self.flow.settings) as sender:  # there is no lease yet
+            await sender.deliver(self.flow.greetings)
         await self.flow.sender.start()
         await reach(self.client.start, self.flow.settings.kafka.bootstrap)
         self._read_at_once()

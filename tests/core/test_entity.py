@@ -210,16 +210,20 @@ def test_guard_is_kept_for_each_upstream_partition():
     assert [REPLAYED, REPLAYED] == status.tolist()
 
 
-def test_id_used_again_changes_nothing():
+def test_id_used_again_changes_nothing_but_the_guard():
     """As long as the ring holds it, an id names one transaction of its entity."""
     store = store_of(history_max=16)
     ones = [One("k", f"t{i}", 1_000 + i, 1.0, "o", 0, i) for i in range(15)]
     feed(store, ones)
-    before = store.history("k")
-    store.changes()
+    *_, (newest, said) = store.changes()
+    history, count, guards, last_ms, rows = content(store)["k"]
     _, status = feed(store, [One("k", "t0", 9_000, 5.0, "o", 0, 99)])
     assert [DUPLICATE] == status.tolist()
-    assert before == store.history("k")
+    assert [14] == guards
+    rows = [(at, row._replace(guard=((0, 99),))) for at, row in rows]  # but that it has passed
+    assert (history, count, [99], last_ms, rows) == content(store)["k"]
+    assert isinstance(said, SlotValue)
+    assert [(newest, said._replace(guard=((0, 99),)))] == store.changes()
     _, status = feed(store, [One("other", "t0", 9_000, 5.0, "o", 0, 100)])
     assert [APPLIED] == status.tolist()
 
