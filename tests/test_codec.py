@@ -648,7 +648,6 @@ def test_changelog_row_is_read_as_it_was_written(key, slot, value):
     | st.builds(
         BucketValue,
         absorbed=st.integers(0, 2**62),
-        heard=st.integers(-1, 2**62),
         n=st.integers(0, 2**62),
         total=st.floats(allow_nan=False),
         squares=st.floats(allow_nan=False),
@@ -662,7 +661,10 @@ def test_changelog_row_is_read_as_it_was_written(key, slot, value):
         sketch=st.binary(min_size=32, max_size=32),
         marks=st.lists(
             st.tuples(
-                st.integers(0, 2**64 - 1), st.integers(-(2**62), 2**62), st.sampled_from([0, 1])
+                st.integers(0, 2**64 - 1),
+                st.integers(-(2**62), 2**62),
+                st.sampled_from([0, 1]),
+                st.integers(1, 255),
             ),
             max_size=5,
         ).map(tuple),

@@ -32,10 +32,7 @@ def store_of(disk: Disk | None, **bounds: Any) -> EntityStore:
 
 def known(store: EntityStore, keys: set[str]) -> dict[str, Any]:
     """What is known of entities, wherever they are."""
-    return {
-        key: (store.history(key), [b._replace(heard=-1) for b in store.buckets(key)])
-        for key in sorted(keys)
-    }
+    return {key: (store.history(key), store.buckets(key)) for key in sorted(keys)}
 
 
 def taken(store: EntityStore, ones: list[One], seed: int, log: list[Row]) -> list[bytes]:

@@ -38,8 +38,8 @@ _GUARDS = np.dtype([("upstream", "<u2"), ("offset", "<i8")])
 _SLOT_KEY = struct.Struct("<h")  # below 0: the place of a bucket
 #: The end of a row's key, by its slot: as many as a ring may have.
 _SLOT_KEYS = [b"\0" + _SLOT_KEY.pack(slot) for slot in range(8_192)]
-_BUCKET = struct.Struct("<qqqdddqqqqqq32sH")
-_MARK = struct.Struct("<Qqb")
+_BUCKET = struct.Struct("<qqdddqqqqqq32sH")
+_MARK = struct.Struct("<QqbB")
 
 
 def write_slot(slot: Slot, value: SlotValue | BucketValue | None) -> tuple[bytes, bytes | None]:

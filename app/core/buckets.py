@@ -11,9 +11,9 @@ all where the edges fall between buckets. Distinct others come from a sketch of 
 (HyperLogLog, Flajolet et al. 2007): 13 % standard error.
 
 A bucket keeps, with its sums, the labels of its transactions by id (``MARKS_MAX`` of them), so that
-a label said again changes nothing and a correction takes back what it corrects; and two guards:
-up to which transaction of the entity it holds all that belongs to it, and up to which confirmed
-label.
+a label said again changes nothing and a correction takes back what it corrects. Its guard is the
+transaction of the entity up to which it holds all that belongs to it; that of a label is its
+revision, as in the ring.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ UNKNOWN, LEGITIMATE, FRAUD = -1, 0, 1
     FIRST_FRAUD_MS,
     LAST_FRAUD_MS,
     ABSORBED,
-    HEARD,
-) = range(10)
+) = range(9)
 TOTAL, SQUARES, TOP = range(3)
 
 #: 64 registers of 4 bits: 13 % standard error in 32 bytes, up to some 500,000 others.
@@ -79,7 +78,6 @@ class BucketValue(NamedTuple):
     """One bucket as a row of the changelog."""
 
     absorbed: int  # it holds all that belongs to it of the entity's transactions up to this one
-    heard: int  # and all their labels, up to this offset of the confirmed ones
     n: int
     total: float
     squares: float
@@ -91,7 +89,21 @@ class BucketValue(NamedTuple):
     first_fraud_ms: int
     last_fraud_ms: int
     sketch: bytes
-    marks: tuple[tuple[int, int, int], ...] = ()  # (hash of the id, time, label), ascending
+    marks: tuple[tuple[int, int, int, int], ...] = ()  # (hash of the id, *Mark), ascending
+
+
+class Mark(NamedTuple):
+    """The label of a transaction that a bucket holds."""
+
+    time_ms: int
+    label: int
+    revision: int  # how often it has changed, up to ``REVISION_MAX``: its guard
+
+
+#: Of how often a label has changed; a byte in a row.
+REVISION_MAX: Final = 255
+
+_UNMARKED: Final = Mark(0, UNKNOWN, 0)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -269,7 +281,6 @@ def absorb(
         pool.n_free[0] -= 1
         b = pool.free[pool.n_free[0]]
         pool.table[line, place] = b
-        pool.longs[b, HEARD] = -1
     elif epoch < pool.longs[b, EPOCH]:
         return False
     elif epoch == pool.longs[b, EPOCH]:
@@ -313,8 +324,8 @@ class BucketPool:
         room = _ROOM if places else 1
         self._table = np.full((room, places), -1, np.int32)
         self._lines = list(range(room - 1, 0, -1))
-        self._marks: dict[int, tuple[int, dict[int, tuple[int, int]]]] = {}  # bucket: its epoch
-        self._longs = np.zeros((room, 10), np.int64)
+        self._marks: dict[int, tuple[int, dict[int, Mark]]] = {}  # bucket: its epoch
+        self._longs = np.zeros((room, 9), np.int64)
         self._reals = np.zeros((room, 3))
         self._sketches = np.zeros((room, REGISTERS // 2), np.uint8)
         self._free = np.arange(room, dtype=np.int64)[::-1].copy()
@@ -412,7 +423,7 @@ class BucketPool:
         parts: list[NDArray[np.int64]] = []
         for place in np.flatnonzero(self._table[line] >= 0).tolist():
             b = int(self._table[line, place])
-            marks = [(np.uint64(i).view(np.int64), t, v) for i, (t, v) in self._marks_of(b).items()]
+            marks = [(np.uint64(i).view(np.int64), *m) for i, m in self._marks_of(b).items()]
             parts += [
                 np.array([place, len(marks)], np.int64),
                 self._longs[b],
@@ -428,17 +439,14 @@ class BucketPool:
         while at < len(words):
             place, n_marks = words[at : at + 2].tolist()
             b = self._take(line, place)
-            sums, sketch, marks = np.split(words[at + 2 : at + 19 + 3 * n_marks], [13, 17])
-            self._longs[b], self._reals[b] = sums[:10], sums[10:].view(np.float64)
+            end = at + 18 + 4 * n_marks
+            sums, sketch, marks = np.split(words[at + 2 : end], [12, 16])
+            self._longs[b], self._reals[b] = sums[:9], sums[9:].view(np.float64)
             self._sketches[b] = sketch.view(np.uint8)
-            told = marks.reshape(-1, 3)
-            for id_hash, (time, label) in zip(
-                told[:, 0].view(np.uint64).tolist() if n_marks else [],
-                told[:, 1:].tolist(),
-                strict=True,
-            ):
-                self._identify(b, id_hash, time, label)
-            at += 19 + 3 * n_marks
+            ids, told = marks[::4].view(np.uint64).tolist(), marks.reshape(-1, 4)[:, 1:].tolist()
+            for id_hash, mark in zip(ids, told, strict=True):
+                self._identify(b, id_hash, Mark(*mark))
+            at = end
 
     def _take(self, line: int, place: int) -> int:
         """A free bucket, in an empty place of a line."""
@@ -456,41 +464,45 @@ class BucketPool:
             b if b >= 0 and self._longs[b, FIRST_MS] <= time_ms <= self._longs[b, LAST_MS] else -1
         )
 
-    def identify(self, bucket: int, id_hash: int, time_ms: int, label: int) -> None:
+    def identify(self, bucket: int, id_hash: int, mark: Mark) -> None:
         """Remember whose label it is that a bucket took in with its transaction."""
         if len(self._marks_of(bucket)) < MARKS_MAX:
-            self._identify(bucket, id_hash, time_ms, label)
+            self._identify(bucket, id_hash, mark)
 
-    def mark(self, bucket: int, id_hash: int, time_ms: int, label: int) -> bool:
-        """Note the label of a transaction in a bucket; return whether it was news."""
+    def told(self, bucket: int, id_hash: int) -> Mark:
+        """What a bucket knows of the label of a transaction."""
+        return self._marks_of(bucket).get(id_hash, _UNMARKED)
+
+    def mark(self, bucket: int, id_hash: int, mark: Mark) -> bool:
+        """Note the label of a transaction in a bucket; return whether its revision was news."""
         marks, longs = self._marks_of(bucket), self._longs[bucket]
-        _, before = marks.get(id_hash, (0, UNKNOWN))
-        if before == label or (id_hash not in marks and len(marks) >= MARKS_MAX):
+        _, before, revision = self.told(bucket, id_hash)
+        is_full = len(marks) >= MARKS_MAX and id_hash not in marks
+        if mark.revision <= revision or is_full:
             return False
-        self._identify(bucket, id_hash, time_ms, label)
+        self._identify(bucket, id_hash, mark)
+        time_ms, label, _ = mark
         longs[N_FRAUDS] += (label == FRAUD) - (before == FRAUD)
         longs[N_LEGITIMATE] += (label == LEGITIMATE) - (before == LEGITIMATE)
         if label == FRAUD:
             longs[FIRST_FRAUD_MS] = min(longs[FIRST_FRAUD_MS], time_ms)
             longs[LAST_FRAUD_MS] = max(longs[LAST_FRAUD_MS], time_ms)
         elif before == FRAUD:
-            times = [time for time, known in self._marks_of(bucket).values() if known == FRAUD]
+            times = [m.time_ms for m in self._marks_of(bucket).values() if m.label == FRAUD]
             longs[FIRST_FRAUD_MS] = min(times, default=_LATEST)
             longs[LAST_FRAUD_MS] = max(times, default=NEVER)
         return True
 
-    def value(self, line: int, place: int, heard: int = -1) -> BucketValue | None:
-        """One bucket as a row of the changelog, by a store that has ``heard`` so many labels."""
+    def value(self, line: int, place: int) -> BucketValue | None:
+        """One bucket as a row of the changelog."""
         b = int(self._table[line, place])
         if b < 0:
             return None
         longs = self._longs[b]
-        longs[HEARD] = max(longs[HEARD], heard)
         marks = self._marks_of(b)
         total, squares, top = self._reals[b].tolist()
         return BucketValue(
             int(longs[ABSORBED]),
-            int(longs[HEARD]),
             int(longs[N_HELD]),
             total,
             squares,
@@ -502,15 +514,14 @@ class BucketPool:
             int(longs[FIRST_FRAUD_MS]),
             int(longs[LAST_FRAUD_MS]),
             self._sketches[b].tobytes(),
-            tuple(sorted((id_hash, time, label) for id_hash, (time, label) in marks.items())),
+            tuple(sorted((id_hash, *mark) for id_hash, mark in marks.items())),
         )
 
     def restore(self, line: int, place: int, value: BucketValue) -> None:
         """Take a row of the changelog, whichever rows came before.
 
-        The row that absorbed more wins, and of two that absorbed the same the one that heard
-        more. Where one absorbed more and the other heard more, a worker that had lost the
-        partition wrote one of them: the labels of this go into the sums of that.
+        The sums are those of the row that absorbed more, each label that of the row that told
+        of it last: a worker that had lost the partition may have written either of them.
         """
         epoch = value.first_ms // self.width_ms
         if epoch % self.places != place or value.last_ms // self.width_ms != epoch:
@@ -520,20 +531,15 @@ class BucketPool:
             self._write(self._take(line, place), value)
             return
         held = self.value(line, place)
-        if held is None or (value.absorbed >= held.absorbed and value.heard >= held.heard):
+        if held is None:
+            return
+        older = value
+        if value.absorbed >= held.absorbed:
             self._write(b, value)
-        elif value.absorbed > held.absorbed:
-            self._write(b, value)
-            self._hear(b, held)
-        elif value.heard > held.heard:
-            self._hear(b, value)
-
-    def _hear(self, bucket: int, value: BucketValue) -> None:
-        """Take the labels of a row that heard more."""
-        if value.first_ms // self.width_ms == self._longs[bucket, EPOCH]:
-            for mark in value.marks:
-                self.mark(bucket, *mark)
-        self._longs[bucket, HEARD] = value.heard
+            older = held
+        if older.first_ms // self.width_ms == self._longs[b, EPOCH]:
+            for id_hash, *mark in older.marks:
+                self.mark(b, id_hash, Mark(*mark))
 
     def _write(self, b: int, value: BucketValue) -> None:
         self._longs[b] = (
@@ -546,20 +552,19 @@ class BucketPool:
             value.first_fraud_ms,
             value.last_fraud_ms,
             value.absorbed,
-            value.heard,
         )
         self._reals[b] = value.total, value.squares, value.top
         self._sketches[b] = np.frombuffer(value.sketch, np.uint8)
         self._marks.pop(b, None)
-        for id_hash, time_ms, label in value.marks:
-            self._identify(b, id_hash, time_ms, label)
+        for id_hash, *mark in value.marks:
+            self._identify(b, id_hash, Mark(*mark))
 
-    def _identify(self, bucket: int, id_hash: int, time_ms: int, label: int) -> None:
+    def _identify(self, bucket: int, id_hash: int, mark: Mark) -> None:
         if not (marks := self._marks_of(bucket)):
             self._marks[bucket] = (int(self._longs[bucket, EPOCH]), marks)
-        marks[id_hash] = time_ms, label
+        marks[id_hash] = mark
 
-    def _marks_of(self, bucket: int) -> dict[int, tuple[int, int]]:
+    def _marks_of(self, bucket: int) -> dict[int, Mark]:
         """Labels of a bucket by id, those of its epoch: a newer one begins without any."""
         epoch, marks = self._marks.get(bucket, (NEVER, {}))
         return marks if epoch == self._longs[bucket, EPOCH] else {}

@@ -27,7 +27,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN, BucketPool, BucketValue, absorb, doubled
+from app.core.buckets import (
+    FRAUD,
+    LEGITIMATE,
+    REVISION_MAX,
+    UNKNOWN,
+    BucketPool,
+    BucketValue,
+    Mark,
+    absorb,
+    doubled,
+)
 from app.core.cold import Box, freeze, length, n_blocks, release, thaw
 from app.core.hashing import hash_id, hash_many
 from app.core.windows import APPLIED, BLOCK, DUPLICATE, fold, n_leaving
@@ -63,7 +73,7 @@ class SlotValue(NamedTuple):
     other_hash: int
     label: int  # UNKNOWN, LEGITIMATE, FRAUD
     guard: tuple[tuple[int, int], ...]  # (upstream partition, highest source offset applied)
-    revision: int = 0  # how often the label has changed, up to 255: the guard of the label
+    revision: int = 0  # how often the label has changed, up to REVISION_MAX: the label's guard
 
 
 Row = tuple[Slot, SlotValue | BucketValue | None]
@@ -221,7 +231,6 @@ class EntityStore:
         #: Highest source offset applied of each upstream partition, whatever the entity.
         self._passed = np.full(self.upstreams, -1, np.int64)
         self._restored: dict[str, None] = {}  # entities whose buckets may lack what the ring has
-        self._heard = -1  # highest offset of a label that was told
         #: (entity, id) -> (label, its offset): labels ahead of their transaction
         self._expected: dict[tuple[str, int], tuple[int, int]] = {}
 
@@ -426,7 +435,6 @@ class EntityStore:
         """
         self._recall(key)
         self._settle()
-        self._heard = max(self._heard, at)
         wanted, label = hash_id(transaction_id), FRAUD if is_fraud else LEGITIMATE
         if not self._has_passed(key, *source):
             self._expected[key, wanted] = (label, at)
@@ -445,7 +453,7 @@ class EntityStore:
         self._label(place, label)
         self._say_again(key, row, slot)
         if self._sequences[place] < self._counts[row] - self.history_max:
-            self._mark_bucket(key, wanted, int(self._times[place]), label)
+            self._into_bucket(key, place)
         return True
 
     def _say_again(self, key: str, row: int, slot: int) -> None:
@@ -465,12 +473,32 @@ class EntityStore:
         return sequence % self._n_slots if sequence >= 0 else None
 
     def _mark_bucket(self, key: str, id_hash: int, time_ms: int, label: int) -> bool:
+        """Note a label that only a bucket can take; return whether it was news."""
         line = int(self._lines[self.rows[key]])
         bucket = self._buckets.find(line, time_ms) if line else -1
-        if bucket < 0 or not self._buckets.mark(bucket, id_hash, time_ms, label):
+        if bucket < 0:
             return False
-        self._absorbed[key, ~self._buckets.place(time_ms)] = None
-        return True
+        told = self._buckets.told(bucket, id_hash)
+        if told.label == label:
+            return False
+        mark = Mark(time_ms, label, min(told.revision + 1, REVISION_MAX))
+        return self._note_mark(key, bucket, id_hash, mark)
+
+    def _into_bucket(self, key: str, place: tuple[Any, Any]) -> None:
+        """Note the label of a slot in the bucket that has taken its transaction in."""
+        line, mark = int(self._lines[self.rows[key]]), self._mark_of(place)
+        bucket = self._buckets.find(line, mark.time_ms) if line else -1
+        if bucket >= 0:
+            self._note_mark(key, bucket, int(self._ids[place]), mark)
+
+    def _note_mark(self, key: str, bucket: int, id_hash: int, mark: Mark) -> bool:
+        is_news = self._buckets.mark(bucket, id_hash, mark)
+        if is_news:
+            self._absorbed[key, ~self._buckets.place(mark.time_ms)] = None
+        return is_news
+
+    def _mark_of(self, place: tuple[Any, Any]) -> Mark:
+        return Mark(int(self._times[place]), int(self._labels[place]), int(self._revisions[place]))
 
     @property
     def expected_low(self) -> int | None:
@@ -495,7 +523,7 @@ class EntityStore:
 
     def _label(self, place: tuple[Any, int], label: int) -> None:
         self._labels[place] = label
-        self._revisions[place] = min(int(self._revisions[place]) + 1, 255)
+        self._revisions[place] = min(int(self._revisions[place]) + 1, REVISION_MAX)
 
     def history(self, key: str) -> list[tuple[int, float, int]]:
         """(time_ms, amount, label) of the transactions that count exactly, oldest first."""
@@ -639,13 +667,13 @@ class EntityStore:
         for i in np.flatnonzero((sequences > absorbed) | (labels != UNKNOWN)):
             slot, time_ms, label = (blocks[i], at[i]), int(times[i]), int(labels[i])
             if sequences[i] <= absorbed[i]:
-                self._mark_bucket(key, int(self._ids[slot]), time_ms, label)
+                self._into_bucket(key, slot)
                 continue
             pool.ensure(1)
             amount, other = self._amounts[slot], self._others[slot]
             if absorb(pool.arrays, line, sequences[i], time_ms, amount, other, label):
                 self._absorbed[key, ~pool.place(time_ms)] = None
-                self._identify(line, self._ids[slot], time_ms, label)
+                self._identify(line, slot)
 
     def _note_absorbed(
         self,
@@ -666,13 +694,14 @@ class EntityStore:
         whose = [keys[i] for i in at[gone].tolist()]
         self._absorbed.update(dict.fromkeys(zip(whose, (~into).tolist(), strict=True)))
         for i in np.flatnonzero(labels != UNKNOWN):
-            id_hash, line = self._ids[places][i], int(self._lines[rows[i]])
-            self._identify(line, id_hash, int(times[i]), int(labels[i]))
+            self._identify(int(self._lines[rows[i]]), (places[0][i], places[1][i]))
 
-    def _identify(self, line: int, id_hash: Any, time_ms: int, label: int) -> None:
-        bucket = self._buckets.find(line, time_ms)
-        if bucket >= 0 and label != UNKNOWN:
-            self._buckets.identify(bucket, int(id_hash), time_ms, label)
+    def _identify(self, line: int, place: tuple[Any, Any]) -> None:
+        """Have the bucket that took a slot in know whose label came with it."""
+        mark = self._mark_of(place)
+        bucket = self._buckets.find(line, mark.time_ms)
+        if bucket >= 0 and mark.label != UNKNOWN:
+            self._buckets.identify(bucket, int(self._ids[place]), mark)
 
     def _line_of(self, row: int) -> int:
         if not self._lines[row]:
@@ -708,7 +737,7 @@ class EntityStore:
         )
 
     def _read_bucket(self, key: str, slot: int) -> BucketValue | None:
-        return self._buckets.value(int(self._lines[self.rows[key]]), ~slot, self._heard)
+        return self._buckets.value(int(self._lines[self.rows[key]]), ~slot)
 
     def _rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the first of ``keys``, up to one for which an entity would have to leave."""

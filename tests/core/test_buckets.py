@@ -76,11 +76,17 @@ def tell(store: EntityStore, told: Told) -> bool:
 
 
 def held(store: EntityStore) -> dict[str, Any]:
-    """What is known of each entity: its ring, its buckets, its guard."""
+    """What is known of each entity: its ring, its buckets, its guard.
+
+    Not how often a label has changed: to be told again of a label and its correction is two more.
+    """
     return {
         key: (
             store.history(key),
-            [bucket._replace(heard=-1) for bucket in store.buckets(key)],
+            [
+                b._replace(marks=tuple((*mark[:3], 0) for mark in b.marks))
+                for b in store.buckets(key)
+            ],
             int(store._counts[row]),
             store._guards[row].tolist(),
         )
@@ -396,30 +402,36 @@ def test_rows_in_any_order_restore_the_same_store(seed):
     assert held(live) == held(other)
 
 
-def bucket(absorbed: int, heard: int, n: int, marks: dict[int, int]) -> BucketValue:
-    """A bucket of the first day: n transactions, the labels of some by id."""
-    labels = list(marks.values())
+def bucket(absorbed: int, n: int, marks: dict[int, tuple[int, int]]) -> BucketValue:
+    """A bucket of the first day: n transactions, label and revision of some by id."""
+    labels = [label for label, _ in marks.values()]
     frauds = labels.count(FRAUD)
     return BucketValue(
-        absorbed, heard, n, float(n), float(n), 1.0, 0, n, frauds, len(labels) - frauds,
+        absorbed, n, float(n), float(n), 1.0, 0, n, frauds, len(labels) - frauds,
         1 if frauds else np.iinfo(np.int64).max, 1 if frauds else np.iinfo(np.int64).min,
-        bytes(REGISTERS // 2), tuple((id_, 1, label) for id_, label in sorted(marks.items())),
+        bytes(REGISTERS // 2), tuple((id_, 1, *mark) for id_, mark in sorted(marks.items())),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        # absorbed, heard | absorbed, heard | what is restored
-        ((8, 5, 3, {1: FRAUD}), (9, 5, 4, {1: FRAUD}), (9, 5, 4, {1: FRAUD})),
-        ((8, 5, 3, {}), (8, 7, 3, {1: FRAUD}), (8, 7, 3, {1: FRAUD})),
-        ((8, 5, 3, {2: FRAUD}), (8, 7, 3, {2: LEGITIMATE}), (8, 7, 3, {2: LEGITIMATE})),
-        # One absorbed more, the other heard more: the labels of this, the sums of that.
-        ((8, 7, 3, {1: FRAUD}), (10, 5, 5, {}), (10, 7, 5, {1: FRAUD})),
+        # absorbed, n, labels | absorbed, n, labels | what is restored
+        ((8, 3, {1: (FRAUD, 1)}), (9, 4, {1: (FRAUD, 1)}), (9, 4, {1: (FRAUD, 1)})),
+        ((8, 3, {}), (8, 3, {1: (FRAUD, 1)}), (8, 3, {1: (FRAUD, 1)})),
+        ((8, 3, {2: (FRAUD, 1)}), (8, 3, {2: (LEGITIMATE, 2)}), (8, 3, {2: (LEGITIMATE, 2)})),
+        # One absorbed more, the other was told more: the labels of this, the sums of that.
+        ((8, 3, {1: (FRAUD, 1)}), (10, 5, {}), (10, 5, {1: (FRAUD, 1)})),
         (
-            (8, 7, 3, {1: LEGITIMATE}),
-            (10, 5, 5, {1: FRAUD, 3: FRAUD}),
-            (10, 7, 5, {1: LEGITIMATE, 3: FRAUD}),
+            (8, 3, {1: (LEGITIMATE, 2)}),
+            (10, 5, {1: (FRAUD, 1), 3: (FRAUD, 1)}),
+            (10, 5, {1: (LEGITIMATE, 2), 3: (FRAUD, 1)}),
+        ),
+        # Each was told what the other was not, of one of them it could not yet have been told.
+        (
+            (8, 3, {1: (FRAUD, 1)}),
+            (10, 5, {4: (LEGITIMATE, 2)}),
+            (10, 5, {1: (FRAUD, 1), 4: (LEGITIMATE, 2)}),
         ),
     ],
 )
@@ -434,19 +446,32 @@ def test_row_written_late_takes_nothing_away(first, second, expected, is_late):
     assert bucket(*expected) == pool.value(line, 0)
 
 
+def test_row_of_one_who_absorbed_less_speaks_for_no_label_of_what_came_after():
+    """What it did not hold it was not told of, however many labels it had heard."""
+    pool = BucketPool(DAY, 4)
+    line = pool.claim()
+    for row in (
+        bucket(10, 5, {4: (FRAUD, 1)}),
+        bucket(8, 3, {1: (FRAUD, 1)}),
+        bucket(10, 5, {4: (LEGITIMATE, 2)}),
+    ):
+        pool.restore(line, 0, row)
+    assert bucket(10, 5, {1: (FRAUD, 1), 4: (LEGITIMATE, 2)}) == pool.value(line, 0)
+
+
 def test_row_of_other_buckets_is_passed_over():
     """After the width or the number of buckets was changed, those of before say nothing."""
     pool = BucketPool(DAY, 4)
     line = pool.claim()
-    pool.restore(line, 1, bucket(8, 5, 3, {}))
-    pool.restore(line, 0, bucket(8, 5, 2 * DAY, {}))
+    pool.restore(line, 1, bucket(8, 3, {}))
+    pool.restore(line, 0, bucket(8, 2 * DAY, {}))
     assert 0 == len(pool)
 
 
 def test_bucket_ahead_of_its_ring_is_of_a_former_life():
     """A row that outlived its entity adds nothing to the one that came back."""
     other = store_of()
-    other.restore([(("k", ~0), bucket(500, -1, 3, {})), *crowded(20)[0].changes()])
+    other.restore([(("k", ~0), bucket(500, 3, {})), *crowded(20)[0].changes()])
     feed(other, [One("k", f"t{i}", START + i * HOUR, 1.0, "o", 0, i) for i in range(20)])
     assert 4 == sum(b.n for b in other.buckets("k"))
 

@@ -59,13 +59,19 @@ class Known(NamedTuple):
 
 
 def held_of(store: EntityStore) -> dict[str, Known]:
-    """What a store knows of each entity, wherever it is."""
+    """What a store knows of each entity, wherever it is.
+
+    Not how often a label has changed: after a crash one and its correction are told again.
+    """
     keys = set(store.rows)
     if isinstance(store.cold, Shelf):
         kept = store.cold._database.items()
         keys |= {key.decode() for key, _ in kept if isinstance(key, bytes)}
     return {
-        key: Known(store.history(key), [b._replace(heard=-1) for b in store.buckets(key)])
+        key: Known(
+            store.history(key),
+            [b._replace(marks=tuple((*m[:3], 0) for m in b.marks)) for b in store.buckets(key)],
+        )
         for key in sorted(keys)
     }
 
