@@ -16,10 +16,11 @@ from msgspec.structs import fields
 from app import codec, stages
 from app.config import Settings, load
 from app.core.buckets import BucketValue
-from app.core.entity import EntityStore, SlotValue
+from app.core.entity import EntityStore
 from app.core.fallback import STAMPS
 from app.core.features import FeaturePlan
 from app.core.scoring import Batch, Decisions
+from app.core.slots import SlotValue
 from app.core.windows import WindowPlan
 from app.errors import Malformed, shown
 from app.join import JoinStage

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from app.core.buckets import BucketValue
-from app.core.entity import EntityStore, Row
+from app.core.entity import EntityStore
+from app.core.slots import Row
 from app.core.windows import WindowPlan
 from app.disk import Disk
 from tests.core.test_entity import WINDOWS, One, batches, compacted, feed, history, marks

@@ -10,14 +10,15 @@ import numpy as np
 
 from app.codec.values import beginning, encode
 from app.core.buckets import BucketValue
-from app.core.entity import SlotValue
 from app.core.repeats import Shown
+from app.core.slots import SlotValue
 from app.errors import Malformed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.core.entity import EntityStore, Row, Slot, SlotColumns
+    from app.core.entity import EntityStore
+    from app.core.slots import Row, Slot, SlotColumns
 
 _SLOT = struct.Struct("<qqdQQbBH")
 _GUARD = struct.Struct("<Hq")

@@ -22,8 +22,7 @@ entities (those seen longest ago leave first), all in the configuration.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain, compress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -40,7 +39,8 @@ from app.core.buckets import (
 )
 from app.core.cold import Box, freeze, length, n_blocks, release, thaw
 from app.core.hashing import hash_id, hash_many
-from app.core.windows import APPLIED, BLOCK, DUPLICATE, fold, n_leaving
+from app.core.slots import SlotColumns, SlotValue, Touched
+from app.core.windows import APPLIED, BLOCK, REPLAYED, fold, n_leaving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.core.cold import Cold
+    from app.core.slots import Row, Slot
     from app.core.windows import WindowPlan
 
 #: Rows and blocks that a new store has room for; both double when full.
@@ -58,91 +59,6 @@ _LEAVE_SHARE: Final = 16
 
 #: Labels that may wait for their transaction: those of a second or so, after a crash.
 EXPECTED_MAX: Final = 4_096
-
-#: Entity, slot of its ring; below 0 the place of a bucket, ~place.
-Slot = tuple[str, int]
-
-
-class SlotValue(NamedTuple):
-    """A ring's row of the changelog: a transaction as it was applied, its label, the guard then."""
-
-    sequence: int  # the entity's n-th transaction, from 0
-    time_ms: int
-    amount: float
-    id_hash: int
-    other_hash: int
-    label: int  # UNKNOWN, LEGITIMATE, FRAUD
-    guard: tuple[tuple[int, int], ...]  # (upstream partition, highest source offset applied)
-    revision: int = 0  # how often the label has changed, up to REVISION_MAX: the label's guard
-
-
-Row = tuple[Slot, SlotValue | BucketValue | None]
-
-
-@dataclass(frozen=True)
-class SlotColumns:
-    """Rows of the changelog in columns; ``guards`` has shape (n, upstreams), -1: none."""
-
-    keys: list[str]
-    slots: NDArray[np.int64]
-    sequences: NDArray[np.int64]
-    times_ms: NDArray[np.int64]
-    amounts: NDArray[np.float64]
-    ids: NDArray[np.uint64]
-    others: NDArray[np.uint64]
-    labels: NDArray[np.int8]
-    guards: NDArray[np.int64]
-    revisions: NDArray[np.uint8]
-
-    def rows(self) -> list[Row]:
-        """One row after another."""
-        guards = (
-            tuple((p, offset) for p, offset in enumerate(guard) if offset >= 0)
-            for guard in self.guards.tolist()
-        )
-        values = map(
-            SlotValue,
-            self.sequences.tolist(),
-            self.times_ms.tolist(),
-            self.amounts.tolist(),
-            self.ids.tolist(),
-            self.others.tolist(),
-            self.labels.tolist(),
-            guards,
-            self.revisions.tolist(),
-        )
-        return list(zip(zip(self.keys, self.slots.tolist(), strict=True), values, strict=True))
-
-
-class _Applied(NamedTuple):
-    """Slots that were touched and no row tells of yet; the guards as they stood then."""
-
-    keys: list[str]
-    rows: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    guards: NDArray[np.int64]  # shape (n, upstreams)
-
-    def at(self) -> Iterable[Slot]:
-        """Which slots, one after another."""
-        return zip(self.keys, self.slots.tolist(), strict=True)
-
-    def where(self, keep: NDArray[np.bool_]) -> _Applied:
-        """Those where ``keep`` holds."""
-        keys = list(compress(self.keys, keep.tolist()))
-        return _Applied(keys, self.rows[keep], self.slots[keep], self.guards[keep])
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Applied]) -> _Applied:
-        """Several as one, in their order; at least one."""
-        if len(parts) == 1:
-            return parts[0]
-        _, rows, slots, guards = zip(*parts, strict=True)
-        return cls(
-            list(chain.from_iterable(part.keys for part in parts)),
-            np.concatenate(rows),
-            np.concatenate(slots),
-            np.concatenate(guards),
-        )
 
 
 def warm_up_store(plan: WindowPlan, *, has_disk: bool = False) -> None:
@@ -223,8 +139,8 @@ class EntityStore:
         self._revisions = np.zeros((_ROOM, BLOCK), np.uint8)
         self._sequences = np.full((_ROOM, BLOCK), -1, np.int64)
         self._unsaid = np.zeros(_ROOM, np.int64)  # transactions of each that no row tells of yet
-        self._applied: list[_Applied] = []
-        self._marked: dict[Slot, tuple[int, ...]] = {}  # slot that is said again: the guard then
+        self._touched: list[Touched] = []
+        self._marked: dict[Slot, None] = {}  # labelled: they are said again
         self._absorbed: dict[Slot, None] = {}
         self._gone: list[Slot] = []
         self._captured: list[Row] = []  # of earlier parts of a batch
@@ -341,14 +257,13 @@ class EntityStore:
                 guards[part],
                 out[part],
             )
-            fresh = np.flatnonzero(status[part][:done] == APPLIED)
-            at = fresh + start
-            self._note_applied([keys[i] for i in at.tolist()], rows[fresh], slots[at], guards[at])
+            decided = np.flatnonzero(status[part][:done] != REPLAYED)
+            at = decided + start
+            names = [keys[i] for i in at.tolist()]
+            self._touched.append(Touched(names, rows[decided], slots[at], guards[at]))
+            at = at[status[at] == APPLIED]
             if overflows:
-                self._note_absorbed(keys, at, rows[fresh], slots[at])
-            for i in np.flatnonzero(status[part][:done] == DUPLICATE).tolist():
-                row = int(rows[i])  # no row of its own says that it has passed
-                self._say_again(keys[start + i], row, int(self._counts[row] - 1) % self._n_slots)
+                self._note_absorbed(keys, at, rows[at - start], slots[at])
             if self._expected:
                 for i in at.tolist():
                     self._meet(keys[i], int(hashes[i]), int(slots[i]))
@@ -451,15 +366,10 @@ class EntityStore:
         if self._labels[place] == label:
             return False
         self._label(place, label)
-        self._say_again(key, row, slot)
+        self._marked[key, slot] = None
         if self._sequences[place] < self._counts[row] - self.history_max:
             self._into_bucket(key, place)
         return True
-
-    def _say_again(self, key: str, row: int, slot: int) -> None:
-        """Have a row of the changelog tell of a slot as it is now, with the guard as it is."""
-        self._marked.pop((key, slot), None)  # to the end: the order of the changelog
-        self._marked[key, slot] = tuple(self._guards[row].tolist())
 
     def _slot_of(self, row: int, id_hash: int, time_ms: int | None) -> int | None:
         """The slot of a transaction, None if the ring no longer holds it.
@@ -560,38 +470,24 @@ class EntityStore:
         """
         before, self._captured = self._captured, []
         gone: list[Row] = [(slot, None) for slot in self._gone]
-        slots = self._read(_Applied.joined([*self._told(), self._labelled()]))
+        slots = self._read(Touched.joined([*self._touched, self._labelled()]))
         buckets: list[Row] = [(slot, self._read_bucket(*slot)) for slot in self._absorbed]
         self.forget_changes()
         return before + gone, slots, buckets
 
     def forget_changes(self) -> None:
         """Nobody needs to be told what was touched so far."""
-        for part in self._applied:
+        for part in self._touched:
             self._unsaid[part.rows] = 0
-        self._applied, self._marked, self._absorbed, self._gone = [], {}, {}, []
+        self._touched, self._marked, self._absorbed, self._gone = [], {}, {}, []
         self._captured = []
 
-    def _note_applied(self, *columns: Any) -> None:
-        self._applied.append(_Applied(*columns))
-
-    def _told(self) -> list[_Applied]:
-        """What was applied; a slot that was labelled since goes to the end with its label."""
-        if not self._marked:
-            return self._applied
-        return [
-            part.where(np.array([(k, s) not in self._marked for k, s in part.at()], np.bool_))
-            for part in self._applied
-        ]
-
-    def _labelled(self) -> _Applied:
+    def _labelled(self) -> Touched:
+        """Slots that have another label, after what was applied: with all of that in the guard."""
         keys, n = [key for key, _ in self._marked], len(self._marked)
-        return _Applied(
-            keys,
-            np.fromiter((self.rows[key] for key in keys), np.int64, n),
-            np.fromiter((slot for _, slot in self._marked), np.int64, n),
-            np.array(list(self._marked.values()), np.int64).reshape(n, self.upstreams),
-        )
+        rows = np.fromiter((self.rows[key] for key in keys), np.int64, n)
+        slots = np.fromiter((slot for _, slot in self._marked), np.int64, n)
+        return Touched(keys, rows, slots, self._guards[rows])
 
     def restore(self, slots: Iterable[Row]) -> None:
         """Take rows of the changelog in the order of the log.
@@ -720,7 +616,7 @@ class EntityStore:
             self._buckets.ensure(leaving)
         return bool(leaving)
 
-    def _read(self, told: _Applied) -> SlotColumns:
+    def _read(self, told: Touched) -> SlotColumns:
         """Slots in columns, each with the guard that stood when it was written."""
         places = (self._table[told.rows, told.slots // BLOCK], told.slots % BLOCK)
         return SlotColumns(
@@ -898,7 +794,7 @@ class EntityStore:
             self._absorbed.pop((key, slot), None)
             self._gone.append((key, slot))
         if self._unsaid[row]:
-            self._applied = [part.where(part.rows != row) for part in self._applied]
+            self._touched = [part.where(part.rows != row) for part in self._touched]
         for block in self._table[row][self._table[row] >= 0]:
             self._sequences[block] = -1
             self._ids[block] = 0

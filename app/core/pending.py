@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from app.records import Outcome, Score
 
 #: 256 scores: a mean whose noise is a sixteenth of one score's, and a line in the log that
-#: costs a two-hundredth of theirs.
+#: costs a two-hundredth of theirs. Where they take longer, an hour's are told of when it is over.
 SUMMARY_SCORES = 256
 
 #: One in 8, where traffic is high: their means are those of millions, and to read the features
@@ -100,6 +100,7 @@ class Join:
         self.early = Early(self.early_ms, self.early_max, keeps_changes=self.known.is_durable)
         self._run: list[Scored] = []  # scores since the last summary
         self._run_first = -1
+        self._run_last = Position("", 0, -1)
 
     def __len__(self) -> int:
         """How many transactions are known, labelled or not."""
@@ -143,8 +144,7 @@ class Join:
     def on_score(self, score: Scored, at: Position, effects: JoinEffects) -> None:
         """Keep a scored transaction until its label or its maturity."""
         if at.offset < self.resumed_at:
-            self._run_first = self._run_first if self._run else at.offset
-            self._run.append(score)
+            self._join_run(score, at)
             return
         self._summarise(score, at, effects)
         self.clock_ms = max(self.clock_ms, score.time_ms)
@@ -277,13 +277,22 @@ class Join:
         )
 
     def _summarise(self, score: Scored, at: Position, effects: JoinEffects) -> None:
+        # Where a run ends follows from the log and its clock: a restart ends it there, too.
+        if self._run and score.time_ms // _HOUR_MS > self.clock_ms // _HOUR_MS:
+            self._end_run(effects)
+        self._join_run(score, at)
+        if at.offset % SUMMARY_SCORES == SUMMARY_SCORES - 1 or len(self._run) >= SUMMARY_SCORES:
+            self._end_run(effects)
+
+    def _join_run(self, score: Scored, at: Position) -> None:
         if not self._run:
             self._run_first = at.offset
         self._run.append(score)
-        if at.offset % SUMMARY_SCORES != SUMMARY_SCORES - 1 and len(self._run) < SUMMARY_SCORES:
-            return
+        self._run_last = at
+
+    def _end_run(self, effects: JoinEffects) -> None:
         run, self._run = self._run, []
-        effects.examples.append(self._summary(run, at))
+        effects.examples.append(self._summary(run, self._run_last))
         for scored in run:
             scored.shrink()
 

@@ -625,12 +625,13 @@ def fold(
 ) -> tuple[int, int]:
     """Apply n transactions in order; return how many free blocks are left, and how many it took.
 
-    It stops before a transaction of an entity of which ``unsaid`` has a whole ring already.
+    It stops before a transaction of an entity of which ``unsaid`` has a whole ring of rows already.
 
     ``status[i]`` says what became of transaction i: applied, replayed (its source offset is
-    not above the guard) or duplicate (its id lies in the ring already). Only what was applied
-    changed anything: ``slots[i]`` says which slot, ``out[i]`` its statistics, ``guards_then[i]``
-    its entity's guard with it. The caller sees to it that ``free`` holds a block for each
+    not above the guard) or duplicate (its id lies in the ring already). What was applied has a
+    slot, ``slots[i]``, and statistics, ``out[i]``; a duplicate moves nothing but the guard, and the
+    newest slot tells of it. ``guards_then[i]`` is the entity's guard with either. The caller
+    sees to it that ``free`` holds a block for each
     transaction, and that each entity whose ring overflows has a line in ``bucket_table``, with a
     free bucket for each transaction that leaves.
     """
@@ -678,8 +679,11 @@ def fold(
             s += BLOCK - at
         if is_duplicate:
             # Decided, too: read again when the ring has forgotten the first, it would count.
-            guards[row, upstreams[i]] = offsets[i]
             status[i] = DUPLICATE
+            slots[i] = (counts[row] - 1) % n_slots
+            unsaid[row] += 1
+            guards[row, upstreams[i]] = offsets[i]
+            guards_then[i] = guards[row]
             continue
         times[held] = times_ms[i]
         for s in range(held):

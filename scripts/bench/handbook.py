@@ -28,6 +28,7 @@ import orjson
 import typer
 from aiokafka import TopicPartition
 from common import data_file, err, kafka, machine, progress, worker
+from numpy.typing import NDArray
 
 from app.backtest import Backtest, due_after, due_whole_days
 from app.config import Settings, load
@@ -120,6 +121,7 @@ class Publisher:
         )
         await self.consumer.seek_to_beginning()
         steps = Backtest(self.settings).steps(self.columns, due_ms, due_ms)
+        n_summaries = self._n_summaries()
         n_labels = 0
         try:
             for labels, _, start, stop in steps:
@@ -128,11 +130,20 @@ class Publisher:
                 await self._until(lambda: self.n_outcomes >= n_labels)  # noqa: B023
                 await self.sender.deliver(self._transaction(i) for i in range(start, stop))
                 await self._until(lambda: self.n_scores >= stop)  # noqa: B023
-                self._until_learnt(n_labels + stop // SUMMARY_SCORES)
+                self._until_learnt(n_labels + int(n_summaries[stop - 1]))
                 advance(stop - start)
         finally:
             await self.sender.stop()
             await self.consumer.stop()
+
+    def _n_summaries(self) -> NDArray[np.int64]:
+        """How many summaries there are once each transaction is scored, shape (n,)."""
+        hours = np.maximum.accumulate(self.columns.times_ms) // 3_600_000
+        at = np.arange(len(hours))
+        is_full = at % SUMMARY_SCORES == SUMMARY_SCORES - 1
+        is_later = np.diff(hours, prepend=hours[:1]) > 0  # ends the run before it, if there is one
+        ends_run = is_later & (at % SUMMARY_SCORES > 0)
+        return np.cumsum(is_full.astype(np.int64) + ends_run)
 
     def _transaction(self, i: int) -> Send:
         key = self.columns.keys[0][i].encode()

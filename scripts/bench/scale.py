@@ -36,9 +36,9 @@ from snapshots import taught
 
 from app import codec
 from app.config import Settings, load
-from app.core.entity import SlotValue
 from app.core.features import FeaturePlan
 from app.core.scoring import Champion
+from app.core.slots import SlotValue
 from app.join import JoinStage
 from app.learning import new_learner
 from app.metrics import Metrics

@@ -18,11 +18,12 @@ import numpy as np
 
 from app import codec
 from app.config import WindowFeature
-from app.core.entity import EntityStore, SlotValue
+from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
 from app.core.learner import Learner
 from app.core.pending import MATURITY
 from app.core.scoring import Batch
+from app.core.slots import SlotValue
 from app.core.windows import APPLIED, DUPLICATE
 from app.errors import Malformed, Refused
 from app.learning import new_learner

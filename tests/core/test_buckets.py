@@ -20,8 +20,9 @@ from app.core.buckets import (
     estimate,
     merge_sketch,
 )
-from app.core.entity import EntityStore, Row
+from app.core.entity import EntityStore
 from app.core.hashing import hash_id
+from app.core.slots import Row
 from app.core.windows import APPLIED, STATS, WindowPlan
 from tests.core.reference import Reference, Seen
 from tests.core.test_entity import One, batches, compacted, feed, history
@@ -363,7 +364,7 @@ def test_whatever_was_delivered_replay_ends_as_if_nothing_had_been(seed):
     after other transactions when they are read again.
     """
     rng = random.Random(seed)
-    ones = busy(seed, upstreams=2)
+    ones = busy(seed, upstreams=2, twice=0.05)
     windows = [window for window in DAYS if window[0] not in LABELLED]
     live, alone = (store_of(windows, upstreams=2) for _ in range(2))
     expected = dict(zip(ones, feed(alone, ones)[0], strict=True))

@@ -153,6 +153,18 @@ def test_segment_is_named_where_the_change_is():
     assert first.segments[0].of_change > 2.0 * first.segments[0].share
 
 
+def test_hours_without_a_transaction_are_told_once_they_are_over():
+    """Each of them speaks, though they are one block; a night that is always quiet says nothing."""
+    monitor = monitor_of()
+    by_day = [s for s in summaries(6, 44) if s.first_time_ms % DAY_MS >= DAY_MS // 3]
+    before = [s for s in by_day if s.first_time_ms < 40 * DAY_MS]
+    assert "traffic" not in {drift.kind for drift in opened(heard(monitor, iter(before)))}
+    after = [s for s in by_day if s.first_time_ms >= 41 * DAY_MS]
+    first = opened(heard(monitor, iter(after)))[0]
+    assert ("traffic", "transactions an hour") == (first.kind, first.subject)
+    assert first.detected_ms < 41.5 * DAY_MS
+
+
 # ---- What is not told.
 
 

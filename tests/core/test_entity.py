@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
-from app.core.entity import EntityStore, Row, SlotValue, _Applied
+from app.core.entity import EntityStore
+from app.core.slots import Row, SlotValue, Touched
 from app.core.windows import APPLIED, DUPLICATE, REPLAYED, STATS, WindowPlan
 from tests.core.reference import Reference, Seen
 
@@ -74,11 +75,11 @@ def store_of(**bounds: Any) -> EntityStore:
     return EntityStore(WindowPlan.of(WINDOWS), **{"history_max": 32, **bounds})
 
 
-def ring_of(store: EntityStore, key: str, row: int) -> _Applied:
+def ring_of(store: EntityStore, key: str, row: int) -> Touched:
     """Every slot of an entity, with its guard as it stands."""
     slots = np.arange(min(int(store._counts[row]), store.history_max))
     n = len(slots)
-    return _Applied([key] * n, np.full(n, row), slots, store._guards[np.full(n, row)])
+    return Touched([key] * n, np.full(n, row), slots, store._guards[np.full(n, row)])
 
 
 def content(store: EntityStore) -> dict[str, Any]:
@@ -241,6 +242,23 @@ def test_id_refused_once_is_refused_when_it_is_read_again():
     feed(restored, [One("k", f"t{i}", 9_000 + i, 1.0, "o", 0, i) for i in others])
     _, status = feed(restored, [again])
     assert [REPLAYED] == status.tolist()
+
+
+def test_refusal_is_told_where_it_stands_among_what_was_applied():
+    """However few rows of a batch arrive, the rest is applied again, and nothing twice."""
+    names = ["a", "a", "b", "a", "c", "b", "d"]
+    batch = [One("k", name, 1_000 * i, 1.0, "o", 0, i) for i, name in enumerate(names)]
+    store = store_of()
+    _, status = feed(store, batch)
+    assert [1, 3, 5] == np.flatnonzero(status == DUPLICATE).tolist()
+    _, columns, _ = store.written()
+    assert list(range(len(names))) == columns.guards[:, 0].tolist()
+    rows = columns.rows()
+    for n in range(len(rows)):
+        restored = store_of()
+        restored.restore(rows[:n])
+        feed(restored, batch)
+        assert store.history("k") == restored.history("k"), f"{n} rows"
 
 
 # ---- Labels.

@@ -357,9 +357,7 @@ def test_summary_is_read_as_it_was_meant():
     assert (100, 155) == (summary.first_time_ms, summary.last_time_ms)
 
 
-@pytest.mark.parametrize(
-    ("an_hour", "looked"), [(25, 256), (1_000, 256), (4_000, 64), (90_000, 32)]
-)
+@pytest.mark.parametrize(("an_hour", "looked"), [(25, 25), (1_000, 256), (4_000, 64), (90_000, 32)])
 def test_all_rows_are_looked_at_where_traffic_is_low(an_hour, looked):
     """From all of them to one in eight, by how many come in an hour of event time."""
     join, effects = Join(maturity_ms=1_000, forget_ms=1_000, early_ms=1_000), JoinEffects()
@@ -368,6 +366,23 @@ def test_all_rows_are_looked_at_where_traffic_is_low(an_hour, looked):
         join.on_score(score, Position("scores", 0, i), effects)
     summary = next(one for one in effects.examples if isinstance(one, Summary))
     assert looked == summary.n_looked == len(summary.row_ids) == len(summary.row_times_ms)
+
+
+def test_hour_is_told_of_when_it_is_over_wherever_reading_began():
+    """Runs end between two hours; one who begins in the middle of a run ends the next alike."""
+    ends = []
+    for start in (0, 7, 40):
+        join, effects = Join(maturity_ms=1_000, forget_ms=1_000, early_ms=1_000), JoinEffects()
+        for i in range(start, 90):
+            # Twenty minutes apart, but for a day without any, and one that came late.
+            time_ms = i * 1_200_000 + 86_400_000 * (i >= 60) - 7_200_000 * (i == 20)
+            join.on_score(score_of(f"t{i}", time_ms), Position("scores", 0, i), effects)
+        runs = [one for one in effects.examples if isinstance(one, Summary)]
+        ends.append([(run.last_offset, run.last_time_ms) for run in runs])
+        assert all(run.last_time_ms < 60 * 1_200_000 for run in runs if run.first_offset < 60)
+    assert [end for end in ends[0] if end[0] >= 40] == ends[2]
+    assert ends[0][-len(ends[1]) :] == ends[1]
+    assert [2, 5, 8] == [offset for offset, _ in ends[0][:3]]
 
 
 def test_run_over_a_change_of_features_looks_at_the_newer_ones():

@@ -15,11 +15,12 @@ from app.alerting import AlertTask
 from app.core import learner as learners
 from app.core.buckets import ABSORBED, BucketPool
 from app.core.early import Waited
-from app.core.entity import EntityStore, SlotValue
+from app.core.entity import EntityStore
 from app.core.learner import Learner
 from app.core.ledger import Ledger, Place
 from app.core.pending import Join
 from app.core.repeats import Repeats
+from app.core.slots import SlotValue
 from app.disk import Book
 from app.flow import Flow, Lease
 from app.join import JoinTask

@@ -15,6 +15,8 @@ ROWS: Final = 32
 #: a hundred, by aspect; and next to nothing for what is no share.
 _LEAST: Final = (0.0025, 0.0003, 0.01)
 _LITTLE: Final = 1e-4
+#: A block's worth of time, rounding aside.
+_BLOCK: Final = 0.99
 #: A mixture of labels is known after so many.
 _FEW, _SOME, _MANY = 20.0, 50.0, 200.0
 #: Frauds are what is rarest, and a mean of eight is about normal once outliers are drawn in.
@@ -54,9 +56,11 @@ def channels_of(terms: Terms) -> tuple[tuple[Channel, ...], tuple[int, ...]]:
     told += [
         Channel("score", "mean score", "score", _LITTLE, _SCORES, learns),
         Channel("score", "share of alerts", "score", _LITTLE, _SCORES, learns),
-        Channel("traffic", "transactions an hour", "traffic", _LITTLE, 1.0),
-        Channel("label", "labels an hour", "label", _LITTLE, 1.0, learns),
-        Channel("label", "labels of frauds an hour", "label", _LITTLE, 1.0, learns),
+        Channel("traffic", "transactions an hour", "traffic", _LITTLE, _BLOCK, is_of_time=True),
+        Channel("label", "labels an hour", "label", _LITTLE, _BLOCK, learns, is_of_time=True),
+        Channel(
+            "label", "labels of frauds an hour", "label", _LITTLE, _BLOCK, learns, is_of_time=True
+        ),
         Channel("label", "share of frauds", "label", _LITTLE, _MANY, learns),
         Channel("label", "delay of frauds", "label", _LITTLE, _FEW, learns),
         Channel("label", "delay of the legitimate", "label", _LITTLE, _SOME, learns),

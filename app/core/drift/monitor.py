@@ -23,7 +23,7 @@ from app.core.drift.grid import ASPECTS, Grid
 from app.core.drift.incidents import Evidence, Incident, severity_of
 from app.core.drift.memory import PER_BLOCK, Memory, Named
 from app.core.drift.sample import unpack
-from app.core.drift.watch import DAY_MS, Block, Watch, hour_of
+from app.core.drift.watch import DAY_MS, HOURS, Block, Watch, hour_of
 from app.core.scoremap import BINS, REACH
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class Monitor:
         if lasted < self.terms.block_ms or needs_rows:
             return []
         self._fold()
-        self._count(lasted / HOUR_MS)
+        self._count(lasted)
         half_life = np.where(self.armed, _LEVEL_MS, _FILLING_MS)
         half_life = np.where(self.members, _OPEN_MS, half_life)
         self.watch.close(self.block, self.block_ms, self.clock_ms, half_life, self.armed)
@@ -243,16 +243,20 @@ class Monitor:
             self._end_day(model)
         return heard
 
-    def _count(self, hours: float) -> None:
-        """Add how many came an hour: numbers of the block, not of a row."""
-        hour = hour_of((self.block_ms + self.clock_ms) // 2)
+    def _count(self, lasted_ms: int) -> None:
+        """Add how many came an hour: of the block's time, by how long it lay in each eighth."""
+        starts = np.arange(self.block_ms, self.clock_ms, self.terms.block_ms)
+        lasted = np.diff(np.append(starts, self.clock_ms)) / self.terms.block_ms
+        eighths = np.bincount(hour_of(starts), lasted, HOURS)
         counts = (
             (at.TRAFFIC, self.n_scores),
             (at.LABELS, self.n_labels),
             (at.FRAUDS, self.n_frauds),
         )
         for which, n in counts:
-            self._add(which, hour, float(np.log1p(n / hours)))
+            rate = float(np.log1p(n * HOUR_MS / lasted_ms))
+            for hour in np.flatnonzero(eighths).tolist():
+                self._add(which, hour, rate, float(eighths[hour]))
         self.n_scores = self.n_labels = self.n_frauds = 0
 
     def _end_day(self, model: ModelVersion) -> None:

@@ -29,7 +29,8 @@ _WEEK: Final = 7
 _EPOCH_WEEKDAY: Final = 3
 #: Half a deviation a block is what adds up: Page's choice for changes of one deviation.
 SLACK: Final = 0.5
-#: No block speaks for more than six deviations: one strange hour is no change of the world.
+#: No block speaks for more than six deviations: one strange hour is no change of the world. Of
+#: time itself each hour may: eighteen of them without a transaction are one.
 LOUDEST: Final = 6.0
 #: The size of what is left over is known after so many blocks; then it follows as slowly.
 _SIZE_BLOCKS: Final = 200.0
@@ -52,6 +53,7 @@ class Channel(NamedTuple):
     least: float  # a row's variance is taken to be so much at least: what is rare is no wonder
     fewest: float  # rows that a block's mean is made of; with fewer it waits for the next
     span_ms: int = 0  # how far back its values look: until then they change because they fill
+    is_of_time: bool = False  # its rows are blocks' worth of time: a longer block has more of them
 
 
 def hour_of(times_ms: T) -> T:
@@ -123,6 +125,7 @@ class Watch:
         c = len(self.channels)
         self.fewest = np.array([channel.fewest for channel in self.channels])
         self.least = np.array([channel.least for channel in self.channels])
+        self.is_of_time = np.array([channel.is_of_time for channel in self.channels], np.bool_)
         self.blocks, self.level, self.size = np.zeros(c), np.zeros(c), np.zeros(c)
         self.last_ms = np.full(c, -1.0)
         self.hours, self.hour_visits = np.zeros((HOURS, c)), np.zeros((HOURS, c))
@@ -156,7 +159,9 @@ class Watch:
         fresh = which & (self.blocks == 0.0)
         self.level[fresh] = mean[fresh]
         left = np.where(which, mean - self.level, 0.0)
-        self._sum_up(left * np.sqrt(total), which & (self.blocks >= _WEEK), start_ms, armed)
+        loudest = LOUDEST * np.where(self.is_of_time, np.sqrt(total), 1.0)
+        known = which & (self.blocks >= _WEEK)
+        self._sum_up(left * np.sqrt(total), loudest, known, start_ms, armed)
         self.rest(0.0, ~armed)
         self._learn(left, which, n, sums, weekday, end_ms, half_life_ms)
         self.blocks += which
@@ -164,6 +169,7 @@ class Watch:
     def _sum_up(
         self,
         left: NDArray[np.float64],
+        loudest: NDArray[np.float64],
         which: NDArray[np.bool_],
         start_ms: int,
         armed: NDArray[np.bool_],
@@ -171,7 +177,7 @@ class Watch:
         """Let both sums rise or fall by what is left over, shape (channels,)."""
         size = np.sqrt(np.maximum(self.size, self.least))
         z = np.where(which & (self.size > 0.0), left / size, 0.0)
-        bounded = np.clip(z, -LOUDEST, LOUDEST)
+        bounded = np.clip(z, -loudest, loudest)
         for sign, sums, since, free, blocks in (
             (1.0, self.up, self.up_ms, self.up_sum, self.up_n),
             (-1.0, self.down, self.down_ms, self.down_sum, self.down_n),
