@@ -77,7 +77,8 @@ def _traffic(n: int) -> list[dict[str, Any]]:
     world = World(seed=7, start_ms=_START_MS, per_day=20_000.0)
     found: list[dict[str, Any]] = []
     for day in simulate(world):
-        found += [dict(i.value) for i in items(day, CARD_FIELDS) if i.kind == "transaction"]
+        paid = (item.value for item in items(day, CARD_FIELDS) if item.kind == "transaction")
+        found += [value for value in paid if isinstance(value, dict)]
         if len(found) >= n:
             return found[:n]
     return found
@@ -121,8 +122,10 @@ async def _measure(  # noqa: PLR0913, PLR0917 - one run's terms
     seconds = len(traffic) / stream
     client = None
     if rate:
-        told = {"port": port, "rate": rate, "seconds": seconds, "start_s": start_s}
-        told["transactions"] = traffic[-2_000:]
+        told = {
+            "port": port, "rate": rate, "seconds": seconds, "start_s": start_s,
+            "transactions": traffic[-2_000:],
+        }  # fmt: skip
         command = [sys.executable, __file__, "ask"]
         client = await asyncio.create_subprocess_exec(
             *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT

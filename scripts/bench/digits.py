@@ -97,7 +97,7 @@ class Lockstep:
         while time.monotonic() < until:
             for tp, records in (await self.consumer.getmany(timeout_ms=1_000)).items():
                 for record in records:
-                    told = orjson.loads(record.value)
+                    told: dict[str, Any] = orjson.loads(record.value)
                     if tp.topic == answer and told["transaction_id"] == identity:
                         return told
         err.print(f"[red]no answer[/] on {answer} for {identity} within 60 s")

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -141,8 +141,13 @@ def by_evidently(case: Case, result: Result, names: Sequence[str]) -> Heard:
     table = np.column_stack([rows, result.scores])[is_seen]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npz"
-        held = {"rows": np.nan_to_num(table), "days": days[is_seen], "reference": days[is_seen] < 0}
-        np.savez(path, names=np.array([*names, "score"]), **held)
+        np.savez(
+            path,
+            names=np.array([*names, "score"]),
+            rows=np.nan_to_num(table),
+            days=days[is_seen],
+            reference=days[is_seen] < 0,
+        )
         script = HERE / "drift_contenders" / "evidently_days.py"
         done = subprocess.run([PYTHON, script, path], capture_output=True, check=True)
     heard = Heard(case, {excess: [] for excess in EXCESSES})
@@ -305,7 +310,7 @@ def main(  # noqa: PLR0913 - a command's options are its arguments
 ) -> None:
     """Measure detection delay, misses, false alarms, causes, and recovery."""
     drawn = [int(seed) for seed in seeds.split(",")]
-    families = {
+    families: dict[str, Callable[[int], Iterator[Case]]] = {
         "handbook": lambda seed: handbook_cases(seed, share),
         "simulator": lambda seed: simulator_cases(seed, per_day),
         "river": lambda seed: river_cases(seed, per_day),

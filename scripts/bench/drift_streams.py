@@ -226,7 +226,7 @@ def river_cases(seed: int, per_day: int, days: int = 50) -> Iterator[Case]:
     at = 38 * per_day
 
     def drifting(before: SyntheticDataset, after: SyntheticDataset) -> SyntheticDataset:
-        return river.ConceptDriftStream(before, after, seed=seed, position=at, width=at / 100)
+        return river.ConceptDriftStream(before, after, seed=seed, position=at, width=at // 100)
 
     made: tuple[tuple[str, Callable[[], SyntheticDataset], bool], ...] = (
         (

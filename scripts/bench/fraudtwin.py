@@ -19,6 +19,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from importlib import resources
 from itertools import groupby
@@ -126,7 +127,7 @@ class History:
             self.labels_ms.setdefault(identity, []).append(label_ms)
 
 
-def _ms(time: Any) -> int:
+def _ms(time: datetime) -> int:
     return round(time.timestamp() * 1_000)
 
 
@@ -182,7 +183,7 @@ def through_driver(settings: Settings, history: History) -> Outcomes:
                 topic = "transactions" if item.is_transaction else "labels"
                 at = driver.publish(topic, item.value)
                 if not item.is_transaction:
-                    told.labels.add(tuple(at))
+                    told.labels.add((at.topic, at.partition, at.offset))
             driver.run()
             bar.advance(shown, len(run))
     told.outcomes = driver.read("outcomes")
@@ -342,8 +343,13 @@ def main(
     else:
         play(None)
     _show(found)
-    told = {"through": through.value, "transactions": len(history.times_ms), "runs": found}
-    told |= {"seconds": round(time.monotonic() - began, 1), **machine()}
+    told = {
+        "through": through.value,
+        "transactions": len(history.times_ms),
+        "runs": found,
+        "seconds": round(time.monotonic() - began, 1),
+        **machine(),
+    }
     if as_json:
         print(json.dumps(told))
     raise typer.Exit(1 if any(run["wrong"] for run in found.values()) else 0)

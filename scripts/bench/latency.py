@@ -227,8 +227,8 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     if as_json:
         print(json.dumps(told))
     else:
-        shown = ("rate", "p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share")
-        print("\n".join(f"{name:10} {told[name]:12,.2f}" for name in shown))
+        names = ("rate", "p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share")
+        print("\n".join(f"{name:10} {told[name]:12,.2f}" for name in names))
     raise typer.Exit(0 if sound else 1)
 
 

@@ -42,8 +42,10 @@ from measured import check, cpu, create_topics, end_orderly, rss_bytes, running
 from speed import versions
 
 from app.config import load
+from app.core.cold import Cold
 from app.core.entity import EntityStore
 from app.core.features import FeaturePlan
+from app.core.windows import WindowPlan
 from app.disk import Disk
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -64,23 +66,25 @@ _FILLED = 1.25 * 256 * 24**2
 _KEPT_UP = 0.97
 
 
-def _bounds(n: int) -> dict[str, int]:
-    """As a worker bounds its stores, but for ``n``, how many entities there may be."""
+def _store(windows: WindowPlan, n: int, cold: Cold | None = None) -> EntityStore:
+    """A store bounded as a worker's, but for ``n``, how many entities there may be."""
     told = load().entity
-    return {
-        "history_max": told.history_max,
-        "bucket_ms": told.bucket,
-        "buckets_max": told.buckets_max,
-        "entities_max": n,
-    }
+    return EntityStore(
+        windows,
+        history_max=told.history_max,
+        bucket_ms=told.bucket,
+        buckets_max=told.buckets_max,
+        entities_max=n,
+        cold=cold,
+    )
 
 
 def grown(n: int, history: int, seed: int) -> dict[str, Any]:
     """Fill a pair of stores with ``n`` entities each; what that took."""
     settings = load()
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
-    stores = [EntityStore(windows, **_bounds(2 * n)) for _, windows in plan.windows.values()]
-    warm = [EntityStore(windows, **_bounds(2 * n)) for _, windows in plan.windows.values()]
+    stores = [_store(windows, 2 * n) for _, windows in plan.windows.values()]
+    warm = [_store(windows, 2 * n) for _, windows in plan.windows.values()]
     rng = np.random.default_rng(seed)
     for store in warm:
         _apply(store, rng.integers(0, 1_000, _BATCH), 0, rng)
@@ -121,11 +125,11 @@ def on_disk(n: int, history: int, room: int, seed: int) -> dict[str, Any]:
     settings = load()
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     windows, rng = plan.windows[settings.transaction.entities[0]][1], np.random.default_rng(seed)
-    _apply(EntityStore(windows, **_bounds(n)), rng.integers(0, 1_000, _BATCH), 0, rng)
+    _apply(_store(windows, n), rng.integers(0, 1_000, _BATCH), 0, rng)
     before = rss_bytes(os.getpid())
     with tempfile.TemporaryDirectory(prefix="weir-disk-") as folder:
         disk = Disk(Path(folder), settings.entity.disk_cache_bytes)
-        store = EntityStore(windows, **_bounds(room), cold=disk.open("cards"))
+        store = _store(windows, room, disk.open("cards"))
         offset, filled_s = 0, 0.0
         for _ in range(history):
             for start in range(0, n, _BATCH):

@@ -37,6 +37,7 @@ from snapshots import taught
 from app import codec
 from app.config import Settings, load
 from app.core.features import FeaturePlan
+from app.core.learner import Learner
 from app.core.scoring import Champion
 from app.core.slots import SlotValue
 from app.join import JoinStage
@@ -110,7 +111,8 @@ class Weighed(Driver):
 
 def run(n: int) -> tuple[Weighed, int]:
     """Payments and labels of some days through the stages; how many payments."""
-    driver, n_paid, sends = Weighed(load(**_TOLD)), 0, []
+    driver, n_paid = Weighed(load(**_TOLD)), 0
+    sends: list[Send] = []
     for day, _ in zip(simulate(World(seed=42, per_day=n / _DAYS)), range(_DAYS), strict=False):
         turn = -1
         for item in items(day):
@@ -219,7 +221,8 @@ def snapshots(examples: int) -> dict[str, float]:
     learner, _ = taught(
         settings, FeaturePlan.of(settings.features, settings.transaction.entities), examples
     )
-    states = {"learner": learner, "scores": Champion.of(learner).for_scoring()}
+    champion = Champion.of(learner).for_scoring()
+    states: dict[str, Learner | Champion] = {"learner": learner, "scores": champion}
     key = settings.learner.key.get_secret_value().encode()
     return {name: len(frozen(state, learner).sealed(key)) for name, state in states.items()}
 

@@ -16,6 +16,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Annotated, Any
 
@@ -112,9 +113,9 @@ def main(
         record = Record(0, None, copy.sealed(key), 0)
         result[name] = {
             "bytes": len(record.value or b""),
-            "copy_ms": cpu_ms(lambda state=state: frozen(state, learner), rounds),
-            "seal_ms": cpu_ms(lambda copy=copy: copy.sealed(key), rounds),
-            "open_ms": cpu_ms(lambda record=record: opened(record, settings, plan), rounds),
+            "copy_ms": cpu_ms(partial(frozen, state, learner), rounds),
+            "seal_ms": cpu_ms(partial(copy.sealed, key), rounds),
+            "open_ms": cpu_ms(partial(opened, record, settings, plan), rounds),
         }
     result |= {
         "stall_ms_idle": asyncio.run(stall_ms(None, 3.0)),

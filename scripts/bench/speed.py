@@ -92,7 +92,9 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def core(name: str, subject: Subject, stream: list[Payment], warm: int, batch: int) -> dict:
+def core(
+    name: str, subject: Subject, stream: list[Payment], warm: int, batch: int
+) -> dict[str, Any]:
     """One run of the pure core in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="weir-speed-") as folder:
         given = Path(folder) / "input"
@@ -179,7 +181,9 @@ class Comparison:
         return {"contenders": told, "ratios": ratios, "rounds": self.found}
 
 
-def profiled(bootstrap: str, stream: list[Payment], warm: int, model: Path, name: str) -> dict:
+def profiled(
+    bootstrap: str, stream: list[Payment], warm: int, model: Path, name: str
+) -> dict[str, Any]:
     """Where a worker's CPU goes while it drains."""
     out = Path(tempfile.mkdtemp(prefix="weir-speed-")) / "profile.json"
     told = asyncio.run(
