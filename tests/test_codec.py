@@ -692,12 +692,12 @@ def test_rows_in_columns_are_the_rows_one_by_one(upstreams):
         upstreams=rng.integers(0, upstreams, n),
         offsets=np.arange(n),
     )
-    for i in range(0, n, 9):
-        source = (0, -1)
-        store.mark(f"e{i % 7}", f"t{i}", is_fraud=i % 2 == 0, source=source)
+    labelled = range(0, n, 9)
+    for i in labelled:
+        store.mark(f"e{i % 7}", f"t{i}", is_fraud=i % 2 == 0, source=(0, -1))
     _, slots, _ = store.written()
     want = [codec.write_slot(*row) for row in slots.rows()]
-    assert len(want) == n
+    assert len(want) == n + len(labelled), "a slot that is labelled is said again"
     assert want == list(codec.write_slots(slots))
 
 
