@@ -8,7 +8,6 @@ import heapq
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import msgspec
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -19,7 +18,7 @@ from app.core.board import Board, Version
 from app.errors import Malformed
 from app.kafka import Reader, reach, read
 from app.letters import letter_of, settled_of
-from app.records import Drift, LabelOutcome, Position
+from app.records import Position
 from app.tasks import Bound
 
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at whether the broker answers, and how long it may take.
 _LOOK_S: Final = 2.0
-
-_drift = msgspec.json.Decoder(Drift).decode
-_outcome = msgspec.json.Decoder(LabelOutcome).decode
 
 
 class Boards(Service):
@@ -127,20 +123,20 @@ class Boards(Service):
         held = ([(tp, record) for record in records] for tp, records in fetched.items())
         for tp, record in heapq.merge(*held, key=lambda one: one[1].timestamp):
             at = Position(tp.topic, tp.partition, record.offset)
-            with contextlib.suppress(Malformed, msgspec.DecodeError, UnicodeDecodeError):
+            with contextlib.suppress(Malformed):
                 self.take_one(at, read(record))
 
     def take_one(self, at: Position, record: Record) -> None:
-        """Fold one record. Raises Malformed or DecodeError if weir did not write it."""
+        """Fold one record. Raises Malformed if weir did not write it."""
         topics, board, seen_ms = self._topics, self.board, record.timestamp_ms
         if at.topic == topics.alerts.name:
             self._say("alert", board.on_alert(at, seen_ms, codec.read_alert(record)))
         elif at.topic == topics.outcomes.name:
-            outcome = _outcome(record.value or b"")
+            outcome = codec.read_outcome(record)
             self._say("outcome", board.on_outcome(at, seen_ms, outcome))
             self._say("label", board.alert(outcome.transaction_id))
         elif at.topic == topics.drift.name:
-            self._say("drift", board.on_drift(at, seen_ms, _drift(record.value or b"")))
+            self._say("drift", board.on_drift(at, seen_ms, codec.read_drift(record)))
         elif (settled := settled_of(record)) is not None:
             self._say("dead-letter", board.on_settled(at, *settled))
         else:

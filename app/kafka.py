@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import structlog
@@ -13,7 +14,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
 from aiokafka.protocol.produce import ProduceRequest
 
-from app.errors import Fenced, Refused, Undelivered
+from app.errors import Fenced, Misconfigured, Refused, Undelivered
 from app.records import Record
 from app.topics import SNAPSHOT_BYTES
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from aiokafka.structs import ConsumerRecord
 
     from app.config import KafkaSettings, Settings
-    from app.records import Send
+    from app.records import Headers, Send
     from app.tasks import Range, Task
 
 log = structlog.get_logger(__name__)
@@ -45,18 +46,22 @@ def now_ms() -> int:
 
 
 def client_settings(kafka: KafkaSettings) -> dict[str, Any]:
-    """How any client of ours reaches the brokers, as aiokafka wants it."""
+    """How any client of ours reaches the brokers, as aiokafka wants it. Raises Misconfigured."""
     settings: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap,
         "security_protocol": kafka.security_protocol,
         "request_timeout_ms": kafka.request_timeout,
     }
     if kafka.security_protocol.endswith("SSL"):
-        settings["ssl_context"] = create_ssl_context(
-            cafile=str(kafka.ca_file) if kafka.ca_file else None,
-            certfile=str(kafka.cert_file) if kafka.cert_file else None,
-            keyfile=str(kafka.key_file) if kafka.key_file else None,
-        )
+        files = kafka.ca_file, kafka.cert_file, kafka.key_file
+        ca_file, cert_file, key_file = (None if file is None else str(file) for file in files)
+        try:
+            context = create_ssl_context(cafile=ca_file, certfile=cert_file, keyfile=key_file)
+        except OSError as error:  # ssl.SSLError is one
+            told = ", ".join(filter(None, (ca_file, cert_file, key_file)))
+            msg = f"kafka.ca_file, cert_file, key_file ({told}): {error}; expected PEM files"
+            raise Misconfigured(msg) from None
+        settings["ssl_context"] = context
     if kafka.security_protocol.startswith("SASL"):
         settings["sasl_mechanism"] = kafka.sasl_mechanism
         settings["sasl_plain_username"] = kafka.username
@@ -85,7 +90,20 @@ async def reach(start: Any, bootstrap: str) -> None:
 
 def read(record: ConsumerRecord[bytes, bytes]) -> Record:
     """A record of aiokafka's in our words."""
-    return Record(record.offset, record.key, record.value, record.timestamp, record.headers)
+    headers = without_null(record.headers)
+    return Record(record.offset, record.key, record.value, record.timestamp, headers)
+
+
+def without_null(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """Headers as they came; Kafka lets a value be null, and that says no more than an empty one.
+
+    >>> without_null([("a", None), ("b", b"1")])
+    (('a', b''), ('b', b'1'))
+    """
+    told = tuple(headers)
+    if None in map(itemgetter(1), told):
+        told = tuple((name, value or b"") for name, value in told)
+    return cast("Headers", told)
 
 
 #: What to do about an error of the broker, by its name.

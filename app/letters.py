@@ -74,7 +74,8 @@ def settled_of(record: Record) -> tuple[int, LetterState, str | None] | None:
     """Which dead letter a record settles, how and by whom; None: it is one itself."""
     told = dict(record.headers)
     offset, state = told.get(_SETTLES, b""), told.get(_STATE, b"")
-    if record.value is not None or not offset.isdigit() or state not in {b"retried", b"dropped"}:
+    is_one = record.value is None and record.key == offset and offset.isdigit()
+    if not is_one or state not in {b"retried", b"dropped"}:
         return None
     by = told.get(_BY, b"").decode("utf-8", "replace") or None
     return int(offset), "retried" if state == b"retried" else "dropped", by

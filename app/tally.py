@@ -8,18 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from app import tail
-from app.codec import read_score
+from app import codec, tail
 from app.core.measures.ranking import Ranking
 from app.publish import Published
-from app.records import Drift, LabelOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +68,7 @@ class Tally:
         self.n[kind] += 1
         match kind:
             case "scores":
-                score = read_score(record)
+                score = codec.read_score(record)
                 if len(self.latencies_ms) < _KEPT:
                     self.latencies_ms.append(record.timestamp_ms - score.source.published_ms)
                 is_fraud = self.labelled.pop(score.transaction_id, None)
@@ -80,12 +77,12 @@ class Tally:
                 else:
                     self._meet(score.score, is_fraud=is_fraud)
             case "outcomes":
-                outcome = msgspec.json.decode(record.value or b"", type=LabelOutcome)
+                outcome = codec.read_outcome(record)
                 self.n["learn"] += outcome.outcome == "learn"
             case "alerts":
                 self.latest = [*self.latest[1 - _LATEST :], tail.text_of(kind, at, record)]
             case "drift":
-                told = msgspec.json.decode(record.value or b"", type=Drift)
+                told = codec.read_drift(record)
                 self.n["drift_opened"] += told.event == "opened"
                 self.drifts.append(tail.text_of(kind, at, record))
             case _:

@@ -7,7 +7,6 @@ import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import msgspec
 import orjson
 import typer
 from rich.console import Console
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 
 tending = typer.Typer()
 
-dead_letters = typer.Typer(help="Look at what could not be read, and do something about it.")
+dead_letters = typer.Typer(
+    help="Look at what could not be read, and do something about it.", no_args_is_help=True
+)
 tending.add_typer(dead_letters, name="dead-letters")
 
 StateOption = Annotated[
@@ -31,13 +32,6 @@ StateOption = Annotated[
     typer.Option("--state", help="Those nothing was done about, or others."),
 ]
 OffsetArgument = Annotated[int, typer.Argument(min=0, help="As the list shows it.")]
-
-
-@dead_letters.callback(invoke_without_command=True)
-def dead_letters_default(context: typer.Context) -> None:
-    """List what could not be read, with position and reason; `show` prints one whole."""
-    if context.invoked_subcommand is None:
-        dead_letters_list()
 
 
 @dead_letters.command("list")
@@ -209,17 +203,18 @@ def drift_undo(
 
 
 async def _undo(settings: Settings, incident: str, because: str) -> None:
-    from app.audit import told  # noqa: PLC0415 - as above
+    from app import codec  # noqa: PLC0415 - as above
+    from app.audit import told  # noqa: PLC0415
     from app.kafka import Sender, now_ms  # noqa: PLC0415
     from app.learning import asked  # noqa: PLC0415
-    from app.records import Action, Drift, Undo  # noqa: PLC0415
+    from app.records import Action, Undo  # noqa: PLC0415
     from app.tail import records  # noqa: PLC0415
     from app.topics import Topics  # noqa: PLC0415
 
     topics, who, known = Topics.of(settings), getpass.getuser(), None
     async for _, record in records(settings, topics.drift, from_beginning=True, to_end=True):
         if record.key == incident.encode():
-            known = msgspec.json.decode(record.value or b"", type=Drift).event
+            known = codec.read_drift(record).event
     if known in {None, "closed"}:
         state = f"is {known}" if known else f"does not lie on {topics.drift.name}"
         raise Refused(f"incident {incident} {state}; expected one that is open")

@@ -36,7 +36,7 @@ from faust.types import TP
 
 from app.errors import Fenced, Refused, Undelivered
 from app.flow import Flow, Lease
-from app.kafka import Sender, client_settings, reach
+from app.kafka import Sender, client_settings, reach, without_null
 from app.peers import assignor, url_of
 from app.records import Partition, Record
 from app.tasks import Committed, out_of_reach
@@ -71,7 +71,7 @@ def consumer_of(app: Any) -> Consumer:
 
 def _record(_: TopicPartition, record: DefaultRecord) -> Record:
     """A record of a fetched batch in our words."""
-    headers = tuple(record.headers)
+    headers = without_null(record.headers)
     return Record(record.offset, record.key, record.value, record.timestamp, headers)
 
 

@@ -10,10 +10,13 @@ from aiokafka import TopicPartition
 from app import codec
 from app.boards import Boards
 from app.config import load
-from app.records import Alert, ModelVersion, Source
-from app.topics import Topics
+from app.letters import settled_of
+from app.records import Alert, ModelVersion, Position, Record, Source
+from app.stages import dead_letter
+from app.topics import DEAD_LETTER_BYTES, Topics
 
 SETTINGS = load(profile="card")
+NOW_MS = 1_780_272_000_000
 
 
 def alert(offset: int, name: str, written_ms: int) -> Any:
@@ -32,6 +35,32 @@ def alert(offset: int, name: str, written_ms: int) -> Any:
     return SimpleNamespace(
         offset=offset, key=None, value=codec.encode(told), timestamp=written_ms, headers=()
     )
+
+
+def test_dead_letter_with_null_headers_stops_no_board():
+    """Kafka Connect writes its reason as null where an exception has no message."""
+    boards = Boards(SETTINGS, Topics.of(SETTINGS), lambda kind, told: None)
+    at = TopicPartition(boards._topics.dead_letters.name, 0)
+    headers = (("__connect.errors.exception.message", None), ("traceparent", None))
+    letter = SimpleNamespace(offset=0, key=b"k", value=b"x", timestamp=NOW_MS, headers=headers)
+    boards.take({at: [letter]})
+    shown = boards.board.letter(0)
+    assert shown is not None
+    assert ("", "k") == (shown.reason, shown.key)
+
+
+def test_letter_of_a_refused_record_is_small_enough_and_takes_no_orders_from_it():
+    """Whoever publishes can settle no dead letter, and none that no topic takes comes of it."""
+    topics = Topics.of(SETTINGS)
+    orders = (("weir-settles", b"12"), ("weir-state", b"dropped"), ("weir-by", b"anna"))
+    forged = Record(3, b"12", None, NOW_MS, (*orders, ("mine", b"1"), ("big", b"0" * 3_000_000)))
+    told = dead_letter(topics, Position("transactions", 0, 3), "card", forged, ValueError("no"))
+    assert settled_of(Record(9, told.key, told.value, NOW_MS, told.headers)) is None
+    assert b"1" == dict(told.headers)["mine"]
+    huge = Record(4, b"k" * 3_000_000, b"v" * 3_000_000, NOW_MS, (("h", b"h" * 32_000),) * 9)
+    told = dead_letter(topics, Position("transactions", 0, 4), "card", huge, ValueError("no"))
+    size = len(told.key or b"") + len(told.value or b"")
+    assert size + sum(len(n) + len(v) for n, v in told.headers) < DEAD_LETTER_BYTES - 10_000
 
 
 def test_alerts_of_two_writers_are_all_taken():

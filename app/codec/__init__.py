@@ -1,4 +1,4 @@
-"""Bytes to words and back: the only place that knows JSON.
+"""Bytes to words and back: the only place that decodes what lies on the topics.
 
 What comes from outside is decoded against the declared schema; what does not fit is a dead
 letter with a reason that a person understands, and never an exception in the loop.
@@ -7,12 +7,13 @@ letter with a reason that a person understands, and never an exception in the lo
 from app.codec.facts import (
     read_action,
     read_alert,
+    read_drift,
     read_entry,
     read_example,
     read_feedback,
     read_outcome,
 )
-from app.codec.headers import TRACE, TRACE_BYTES, dead_letter_headers, headers_of, trace_of
+from app.codec.headers import TRACE, dead_letter_headers, headers_of
 from app.codec.hops import HopCodec
 from app.codec.labels import LabelReader
 from app.codec.rows import (
@@ -32,29 +33,26 @@ from app.codec.scores import (
     read_score,
 )
 from app.codec.times import time_ms_of, times_ms_of
-from app.codec.transactions import TransactionReader, key_of, record_of
-from app.codec.values import ID_MAX, Decoded, ValueReader, encode
+from app.codec.transactions import TransactionReader, record_of
+from app.codec.values import ID_MAX, encode
 
 __all__ = [
     "ID_MAX",
     "TRACE",
-    "TRACE_BYTES",
-    "Decoded",
     "HeldScore",
     "HopCodec",
     "LabelReader",
     "ScoreWriter",
     "TransactionReader",
-    "ValueReader",
     "dead_letter_headers",
     "encode",
     "headers_of",
     "held_bytes",
     "held_whole",
     "hold_score",
-    "key_of",
     "read_action",
     "read_alert",
+    "read_drift",
     "read_entry",
     "read_example",
     "read_feedback",
@@ -65,7 +63,6 @@ __all__ = [
     "record_of",
     "time_ms_of",
     "times_ms_of",
-    "trace_of",
     "write_rows",
     "write_shown",
     "write_slot",

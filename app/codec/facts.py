@@ -8,7 +8,7 @@ import msgspec
 
 from app.codec.values import own
 from app.errors import Malformed
-from app.records import Action, Alert, Entry, Example, Fact, Feedback, LabelOutcome
+from app.records import Action, Alert, Drift, Entry, Example, Fact, Feedback, LabelOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,7 @@ _fact: Callable[[bytes], Fact] = msgspec.json.Decoder(Fact).decode
 _feedback = msgspec.json.Decoder(Feedback).decode
 _alert = msgspec.json.Decoder(Alert).decode
 _outcome = msgspec.json.Decoder(LabelOutcome).decode
+_drift = msgspec.json.Decoder(Drift).decode
 _action = msgspec.json.Decoder(Action).decode
 _entry = msgspec.json.Decoder(Entry).decode
 
@@ -44,6 +45,11 @@ def read_alert(record: Record) -> Alert:
 def read_outcome(record: Record) -> LabelOutcome:
     """What became of a label. Raises Malformed if it is none."""
     return own(_outcome, record)
+
+
+def read_drift(record: Record) -> Drift:
+    """What changed in the world. Raises Malformed if it is none."""
+    return own(_drift, record)
 
 
 def read_action(record: Record) -> Action:

@@ -6,11 +6,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.records import Headers, Position
 
 TRACE: Final = "traceparent"
 #: 55 by the W3C's first version; what is longer is not passed on.
 TRACE_BYTES: Final = 128
+#: 32 KiB: of a refused record's own headers, as much as its dead letter has room for.
+THEIR_BYTES: Final = 32_768
+#: Headers in which a dead letter says what it is, and what was done about it.
+_OURS: Final = ("__connect.errors.", "weir-")
 
 
 def trace_of(headers: Headers) -> bytes | None:
@@ -44,9 +50,12 @@ def _type(kind: str) -> tuple[str, bytes]:
 
 
 def dead_letter_headers(at: Position, stage: str, error: Exception, original: Headers) -> Headers:
-    """What a dead letter says of itself, in the words of Kafka Connect, after its own headers."""
+    """What a dead letter says of itself, in the words of Kafka Connect, after its own headers.
+
+    Of those, what only weir may say is left out, and what there is no room for.
+    """
     return (
-        *original,
+        *_theirs(original),
         ("__connect.errors.topic", at.topic.encode()),
         ("__connect.errors.partition", str(at.partition).encode()),
         ("__connect.errors.offset", str(at.offset).encode()),
@@ -54,3 +63,13 @@ def dead_letter_headers(at: Position, stage: str, error: Exception, original: He
         ("__connect.errors.exception.class.name", type(error).__name__.encode()),
         ("__connect.errors.exception.message", f"{at}: {error}".encode()),
     )
+
+
+def _theirs(headers: Headers) -> Iterator[tuple[str, bytes]]:
+    room = THEIR_BYTES
+    for name, value in headers:
+        room -= len(name.encode()) + len(value)
+        if room < 0:
+            return
+        if not name.startswith(_OURS):
+            yield name, value

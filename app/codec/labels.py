@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from app.codec.times import time_ms_of
-from app.codec.values import ValueReader, id_of
+from app.codec.values import ID_MAX, ValueReader, id_of
 from app.core.early import Label
+from app.core.pending import MATURITY
 from app.errors import Malformed
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class LabelReader:
             key = None if record.key is None else record.key.decode("utf-8", "replace")
             raise Malformed("key", key, f"the transaction id, {transaction_id!r}")
         named = next(filter(None, source), "unknown")
+        if named == MATURITY or len(named) > ID_MAX:
+            expected = f'up to {ID_MAX} characters, and not "{MATURITY}", weir\'s own word'
+            raise Malformed(of.source or "source", named, expected)
         try:
             time = time_ms_of(at, "auto")
         except OverflowError:

@@ -202,7 +202,9 @@ async def test_drift_opens_an_incident(stage, eyes):
     incident = page.locator(".incidents a", has_text="amount", has_not_text="returned").first
     await expect(incident).to_be_visible(timeout=60_000)
     await incident.click()
-    await expect(page.locator(".detail")).to_contain_text("since about")
+    said = page.locator(".detail header")
+    await expect(said.locator("h2")).to_contain_text("amount")
+    await expect(said).to_contain_text(re.compile("since about 2024-01-0[567]"))
 
 
 @pytest.mark.parametrize(
