@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: 16 MiB and 50 ms: what OWASP asks at least of scrypt with p = 1 is n = 2^17; a secret of 256 bits
 #: needs no stretching, and a worker has a loop to run.
 _N, _R, _P = 1 << 14, 8, 1
-#: Tokens whose hash was found right or wrong: as many as people and services that ask.
+#: Wrong tokens that are remembered: who asks again and again with one costs no more hashes.
 _KNOWN_MAX: Final = 1_024
 #: Milliseconds that the clocks of two workers may differ.
 _SKEW_MS: Final = 60_000
@@ -78,28 +78,49 @@ def is_token(token: str, hashed: str) -> bool:
 
 
 class Tokens:
-    """The tokens of a configuration; what was found of one is remembered by its SHA-256."""
+    """The tokens of a configuration; what was found of one is remembered by its SHA-256.
+
+    Right ones are remembered apart from wrong ones: however many are guessed, who has a token
+    keeps it.
+    """
 
     def __init__(self, tokens: Sequence[TokenSettings]) -> None:
         """Know whose they are."""
         self._by_name = {token.name: token for token in tokens}
-        self._known: OrderedDict[bytes, Who | None] = OrderedDict()
+        self._right: dict[str, bytes] = {}  # by name
+        self._wrong: OrderedDict[bytes, None] = OrderedDict()
+
+    def name_of(self, token: str) -> str | None:
+        """Whose a token claims to be; None: nobody has one of that name.
+
+        >>> Tokens([]).name_of("weir.anna.x") is None
+        True
+        """
+        parts = token.split(".", 2)
+        is_one = len(parts) == 3 and parts[1] in self._by_name  # noqa: PLR2004
+        return parts[1] if is_one else None
 
     def known(self, token: str) -> tuple[bool, Who | None]:
-        """Whether a token was looked at before, and whose it is."""
-        digest = hashlib.sha256(token.encode()).digest()
-        return digest in self._known, self._known.get(digest)
+        """Whether it is known already whose a token is, and whose it is."""
+        name, digest = self.name_of(token), hashlib.sha256(token.encode()).digest()
+        if name is None or digest in self._wrong:
+            return True, None
+        if not hmac.compare_digest(self._right.get(name, b""), digest):
+            return False, None
+        return True, Who(name, self._by_name[name].role)
 
     def find(self, token: str) -> Who | None:
         """Whose a token is; None: nobody's. Cost: 50 ms where the name is right."""
-        parts = token.split(".", 2)
-        told = self._by_name.get(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
-        is_right = told is not None and is_token(token, told.hash)
-        who = Who(told.name, told.role) if told is not None and is_right else None
-        self._known[hashlib.sha256(token.encode()).digest()] = who
-        while len(self._known) > _KNOWN_MAX:
-            self._known.popitem(last=False)
-        return who
+        name, digest = self.name_of(token), hashlib.sha256(token.encode()).digest()
+        if name is None:
+            return None
+        if is_token(token, self._by_name[name].hash):
+            self._right[name] = digest
+            return Who(name, self._by_name[name].role)
+        self._wrong[digest] = None
+        while len(self._wrong) > _KNOWN_MAX:
+            self._wrong.popitem(last=False)
+        return None
 
 
 class Seal:

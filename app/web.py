@@ -50,5 +50,5 @@ def readiness(
         reasons["model"] = "the newest snapshot is not loaded yet"
     stale_ms, since_ms = flow.settings.latency.stale_after, unlearnt_ms()
     if stale_ms is not None and since_ms > stale_ms:
-        reasons["stale"] = f"the model has learnt nothing for {since_ms / 1_000:.0f} s"
+        reasons["unlearnt"] = f"the model has learnt nothing for {since_ms / 1_000:.0f} s"
     return reasons

@@ -54,7 +54,7 @@ _SECURE: Final = (
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 #: Names whose requests are counted.
 _COUNTED_MAX: Final = 4_096
-#: Wrong tokens a second, of all together: a guess costs 50 ms.
+#: Tokens a second that were not seen before, of one name: a guess costs 50 ms.
 _GUESSES: Final = 5
 
 
@@ -174,7 +174,8 @@ class Doors:
 
     async def _guess(self, token: str) -> Who | None:
         """Hash a token that was not seen before: one at a time, beside the loop."""
-        if not self._guesses.takes("", time.monotonic()):
+        # By name: who guesses at one token keeps nobody else's out.
+        if not self._guesses.takes(self._tokens.name_of(token) or "", time.monotonic()):
             raise Failed(429, "too many tokens that were not seen before", retry_after="1")
         async with self._guessing:
             return await asyncio.to_thread(self._tokens.find, token)

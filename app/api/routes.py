@@ -208,9 +208,9 @@ async def entity(
     if kind not in kinds:
         expected = ", ".join(kinds) or "none is declared"
         raise Failed(404, f'there are no entities of kind "{kind}"; expected one of: {expected}')
+    task, *at = desk.entity_task(kinds.index(kind), name)  # nothing is told before it is restored
     found = entity_of(desk.flow.tasks.values(), kind, name)
     if found is None:
-        task, *at = desk.entity_task(kinds.index(kind), name)
         if task is not None:
             raise Failed(404, f"{kind} {name}: not known")
         target = f"/v1/entities/{quote(kind, safe='')}/{quote(name, safe='')}"

@@ -6,8 +6,9 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from app import access
 from app.access import Seal, Who, new_token
-from app.config import load
+from app.config import TokenSettings, load
 from app.errors import Misconfigured
 from app.kafka import now_ms
 from app.peers import PEER_HEADER
@@ -15,7 +16,7 @@ from tests.api.served import Served, transaction
 
 ROLES = ("read", "feedback", "admin")
 TOKENS = {role: new_token(role) for role in ROLES}
-ACCESS = {
+ACCESS: dict[str, Any] = {
     "tokens": [{"name": role, "role": role, "hash": TOKENS[role][1]} for role in ROLES],
     "rate": 100_000,
 }
@@ -99,11 +100,22 @@ async def test_a_wrong_token_is_nobody(token):
 async def test_guessing_is_slow():
     """So many tokens a second that were not seen before, and no more."""
     served = Served(access=ACCESS)
-    told = [
-        (await ask(served, "GET", "/v1/me", headers={"Authorization": f"Bearer weir.x.{i}"}))
-        for i in range(40)
-    ]
+    guesses = [{"Authorization": f"Bearer weir.{ROLES[0]}.{i}"} for i in range(40)]
+    told = [await ask(served, "GET", "/v1/me", headers=guess) for guess in guesses]
     assert 429 in {answer.status_code for answer in told}
+
+
+def test_guesses_keep_nobody_out_who_has_a_token(monkeypatch):
+    """However many are guessed, of whatever names: what is right stays known."""
+    right, wrong = TOKENS[ROLES[0]][0], [f"weir.{ROLES[0]}.{i}" for i in range(3_000)]
+    monkeypatch.setattr(access, "is_token", lambda token, hashed: token == right)
+    tokens = access.Tokens([TokenSettings(**told) for told in ACCESS["tokens"]])
+    assert (False, None) == tokens.known(right)
+    who = tokens.find(right)
+    assert {None} == {tokens.find(guess) for guess in wrong}
+    assert (True, None) == tokens.known("weir.nobody.x"), "no hash is spent on it"
+    assert (True, None) == tokens.known(wrong[-1])
+    assert (True, who) == tokens.known(right)
 
 
 # ---- Pages of other sites, and names that were rebound.
