@@ -7,6 +7,7 @@ of alerts lies follows the model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -51,9 +52,12 @@ class ScoreMap:
     def update(self, bins: NDArray[np.int64], time_ms: int) -> None:
         """Count scores, by their bins, seen up to event time ``time_ms``."""
         passed = max(time_ms - self.time_ms, 0) if self.time_ms >= 0 else 0
-        keep = 0.5 ** (passed / self.half_life_ms)
+        # Of a day without any score less is known, not that there are few.
+        keep = 0.5 ** (min(passed, _DAY_MS) / self.half_life_ms)
         self.counts *= keep
-        self.days = self.days * keep + passed / _DAY_MS
+        # What the days themselves come to that fade like this: at most 1.44 half-lives.
+        lasting = self.half_life_ms / (_DAY_MS * math.log(2.0))
+        self.days = self.days * keep + lasting * (1.0 - keep)
         self.counts += np.bincount(bins, minlength=BINS)
         self.time_ms = max(self.time_ms, time_ms)
 

@@ -1,5 +1,6 @@
 """A change is told once, with its cause; what only looks like one is not."""
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from app.core.drift import distances
@@ -322,6 +324,36 @@ def test_memory_of_the_monitor_is_bounded():
         if i in {60 * PER_DAY, 120 * PER_DAY - 1}:
             sizes.append(len(pickle.dumps(monitor)))
     assert sizes[1] < 1.35 * sizes[0] < 500_000
+
+
+@pytest.mark.timeout(20)
+def test_one_time_far_away_stops_nothing():
+    """A clock that jumps by two hundred thousand years costs what an hour does."""
+    monitor, far_ms = monitor_of(), 9 * 10**15 // DAY_MS * DAY_MS
+    for n, summary in enumerate(summaries(10, 4)):
+        away = far_ms if n >= 2 * PER_DAY else 0
+        monitor.on_summary(
+            replace(
+                summary,
+                row_times_ms=[away + time_ms for time_ms in summary.row_times_ms],
+                first_time_ms=away + summary.first_time_ms,
+                last_time_ms=away + summary.last_time_ms,
+            ),
+            VERSION,
+        )
+    assert monitor.clock_ms > far_ms
+    assert len(pickle.dumps(monitor)) < 500_000
+
+
+def test_one_transaction_of_long_ago_makes_no_stream_old():
+    """What is told has to be learnt first, however old the first record claims to be."""
+    monitor, stream = monitor_of(), summaries(10, 40)
+    long_ago = replace(next(stream), first_time_ms=-8_000 * DAY_MS)
+    monitor.on_summary(long_ago, VERSION)
+    heard(monitor, itertools.islice(stream, 12 * PER_DAY))
+    assert not monitor.armed.any()
+    heard(monitor, stream)
+    assert monitor.armed.any()
 
 
 @given(value=st.floats(-1e30, 1e30))

@@ -79,6 +79,21 @@ def test_budget_is_kept_while_the_scores_move():
     assert 80 < days[17:].mean() < 120, "a week after the shift"
 
 
+@pytest.mark.parametrize("first_ms", [-9_000 * 86_400_000, -30 * 86_400_000])
+def test_budget_is_kept_after_a_gap_in_event_time(first_ms):
+    """An outage, or one record that bears a time of long ago: silence says little about a rate."""
+    rng, scores, spent = np.random.default_rng(6), ScoreMap(), []
+    scores.update(bins_of(np.full(1 if first_ms < -1e12 else 10_000, 0.01)), first_ms)
+    for hour in range(24 * 5):
+        given = 1.0 / (1.0 + np.exp(-rng.normal(-5.0, 1.5, 400)))
+        line = scores.line(100.0)
+        spent.append(0 if line is None else int((given >= line).sum()))
+        scores.update(bins_of(given), hour * 3_600_000)
+    days = np.array(spent).reshape(5, 24).sum(axis=1)
+    assert days.max() < 300, days
+    assert 70 < days[2:].mean() < 130, days
+
+
 @given(st.lists(st.floats(0, 1), max_size=50), st.floats(0, 1))
 def test_alerts_are_the_scores_at_or_above_the_threshold(scores, threshold):
     """No more and no fewer."""

@@ -1,9 +1,9 @@
 """How good scores are before a label says so, if they are the probabilities they claim to be.
 
 Confidence-based estimation: a score of .3 stands for three frauds in ten, so a histogram of
-calibrated scores is enough for what average precision, and precision at a budget of alerts, are to
-be expected. It knows of a change of the mix, not of what the scores say wrongly: a new pattern of
-fraud that the model does not see leaves the estimate as it was, and performance drift tells it.
+calibrated scores is enough for what average precision is to be expected. It knows of a change of
+the mix, not of what the scores say wrongly: a new pattern of fraud that the model does not see
+leaves the estimate as it was, and performance drift tells it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,3 @@ class Estimate:
             return float("nan")
         precision = np.cumsum(frauds) / np.maximum(np.cumsum(n), 1e-9)
         return float((frauds * precision).sum() / frauds.sum())
-
-    def precision(self, share: float) -> float:
-        """Precision to be expected among the highest ``share`` of the scores; NaN before any."""
-        n = self.counts[::-1]
-        if not n.sum():
-            return float("nan")
-        taken = np.diff(np.minimum(np.cumsum(n), share * n.sum()), prepend=0.0)
-        return float((taken * _CLAIMS[::-1]).sum() / max(taken.sum(), 1e-9))

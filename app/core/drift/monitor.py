@@ -56,7 +56,7 @@ class Monitor:
 
     terms: Terms = field(default_factory=Terms)
     clock_ms: int = -1
-    begun_ms: int = -1
+    age_ms: int = 0  # event time that was lived through: a jump counts as a day at most
     n_examples: int = 0
     n_incidents: int = 0
 
@@ -85,8 +85,7 @@ class Monitor:
     @property
     def armed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Channels old enough to be believed, shape (channels,)."""
-        age = self.clock_ms - self.begun_ms
-        return np.asarray(age >= self._spans + self.terms.warmup_ms)
+        return np.asarray(self.age_ms >= self._spans + self.terms.warmup_ms)
 
     @property
     def members(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -111,8 +110,11 @@ class Monitor:
 
     def on_summary(self, summary: Summary, model: ModelVersion) -> list[Drift]:
         """Look at a run of scores whose labels are not known yet."""
-        self._begin(summary.first_time_ms, model)
-        self.clock_ms = max(self.clock_ms, summary.last_time_ms)
+        # Of a first run that holds one transaction of long ago, no more than a day.
+        self._begin(max(summary.first_time_ms, summary.last_time_ms - DAY_MS), model)
+        passed_ms = max(summary.last_time_ms - self.clock_ms, 0)
+        self.clock_ms += passed_ms
+        self.age_ms += min(passed_ms, DAY_MS)
         self.n_scores += summary.n
         bins = np.array(summary.bins, np.int64)
         self.estimate.update(bins, 0.5 ** (summary.n / max(self._a_day(), 1.0)))
@@ -181,8 +183,8 @@ class Monitor:
         self.block.sums[hour, others:] += np.where(there, values, 0.0)
 
     def _begin(self, time_ms: int, model: ModelVersion) -> None:
-        if self.begun_ms < 0:
-            self.begun_ms = self.block_ms = self.clock_ms = time_ms
+        if self.block_ms < 0:
+            self.block_ms = self.clock_ms = time_ms
             self.day_ms = time_ms // DAY_MS * DAY_MS
             self.versions.append((time_ms, model))
 
@@ -194,7 +196,7 @@ class Monitor:
     def _take(self, summary: Summary) -> None:
         """Keep the rows of a summary until they are folded."""
         d = len(self.terms.names)
-        if not summary.rows or not self.columns or len(summary.rows) % (2 * d):
+        if not self.columns or not 0 < len(summary.rows) == 2 * d * len(summary.row_ids):
             return
         rows = unpack(summary.rows, d)[:, list(self.columns)]
         segments = [
@@ -245,9 +247,12 @@ class Monitor:
 
     def _count(self, lasted_ms: int) -> None:
         """Add how many came an hour: of the block's time, by how long it lay in each eighth."""
-        starts = np.arange(self.block_ms, self.clock_ms, self.terms.block_ms)
-        lasted = np.diff(np.append(starts, self.clock_ms)) / self.terms.block_ms
-        eighths = np.bincount(hour_of(starts), lasted, HOURS)
+        days, rest_ms = divmod(lasted_ms, DAY_MS)  # a clock may jump by years
+        end_ms = self.block_ms + rest_ms
+        starts = np.arange(self.block_ms, end_ms, self.terms.block_ms)
+        lasted = np.diff(np.append(starts, end_ms)) / self.terms.block_ms
+        whole = days * DAY_MS / HOURS / self.terms.block_ms
+        eighths = whole + np.bincount(hour_of(starts), lasted, HOURS)
         counts = (
             (at.TRAFFIC, self.n_scores),
             (at.LABELS, self.n_labels),
@@ -267,16 +272,12 @@ class Monitor:
         self.watch.end_day(self.day_ms, self.armed)
         self.day_ms = self.clock_ms // DAY_MS * DAY_MS
         self.versions.append((self.clock_ms, model))
-        if (
-            not self.incidents
-            and self.highest < _CALM_GRID
-            and self.clock_ms - self.begun_ms >= self.grid_at_ms
-        ):
+        if not self.incidents and self.highest < _CALM_GRID and self.age_ms >= self.grid_at_ms:
             self._new_grid()
 
     def _new_grid(self) -> None:
         """Place the bins by what is usual now; levels stay where they are, in other bins."""
-        self.grid_at_ms = 2 * (self.clock_ms - self.begun_ms)
+        self.grid_at_ms = 2 * self.age_ms
         rows, _ = self.memory.reference()
         if len(rows) < _GRID_ROWS:
             return

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from app.core.models import Model
 
 Reaction = Literal["nothing", "faster", "background", "rollback", "page"]
-REACTIONS: Final[tuple[str, ...]] = get_args(Reaction)
 
 #: Four times the pace: a memory of weeks is filled anew within days.
 FASTER: Final = 4.0
