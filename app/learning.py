@@ -26,7 +26,7 @@ from app.core.scoring import Champion
 from app.errors import Malformed, Misconfigured, Refused
 from app.join import outcome_record
 from app.kafka import Reader, reach, read
-from app.records import Action, Partition, Send
+from app.records import Action, Example, Partition, Send
 from app.shelf import CHAMPION, LEARNER, Shelf, described, frozen, hints, is_of
 from app.stages import refused
 from app.tasks import Bound, Committed, Effects, Range
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from app.core.features import FeaturePlan
     from app.core.learner import Trail
     from app.metrics import Metrics
-    from app.records import Fact, Record, Undo
+    from app.records import Fact, LabelOutcome, Record, Undo
     from app.snapshots import About, Frozen
     from app.topics import Topics
 
@@ -97,8 +97,13 @@ def made_with(settings: Settings) -> dict[str, str]:
         "model": settings.model.model_dump(),
         "evaluation": settings.evaluation.model_dump(exclude={"sources"}),
         "evaluation.sources": sorted(settings.evaluation.sources),
+        "evaluation.budget": terms_of(settings).budget,  # policy.alerts_per_day, if it has none
+        "join.maturity": settings.join.maturity,
+        "policy.review_cost": settings.policy.review_cost,
+        "policy.recovery": settings.policy.recovery,
         "drift": settings.drift.model_dump(),
         "learner.corrections": learner.corrections,
+        "learner.learnt_max": learner.learnt_max,
         "learner.investigators": learner.investigators.model_dump(exclude={"sources"}),
         "learner.investigators.sources": sorted(learner.investigators.sources),
         "transaction.segments": settings.transaction.segments,
@@ -187,12 +192,14 @@ class LearnTask:
         self._kept_learned = 0
         self._kept_ms = self._kept_bytes = 0
         self._turn = 0
+        self._told_below = 0  # examples below this offset have their outcomes
         self._shelf = Shelf(stage.settings, stage.plan, (LEARNER,))
         self._sealing: list[Future[Send]] = []
         self._begun: list[Action] = []  # what is told of the start, with the first turn
 
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
         """All snapshots that are kept: the newest that verifies is where we go on."""
+        self._told_below = committed[at].offset if (at := self.inputs[0]) in committed else 0
         return [Range(self._snapshots)]
 
     def restore(self, partition: Partition, records: Sequence[Record]) -> None:
@@ -234,6 +241,8 @@ class LearnTask:
             except Malformed as error:
                 effects.outputs.append(refused(self.stage, partition, record, error))
         followed = self.learner.apply(examples)
+        if examples and examples[0][0] < self._told_below:
+            followed.outcomes = self._untold(followed.outcomes, examples)
         self._tell(followed, effects)
         self._adopt()
         self._kept_ms = self._kept_ms or now_ms
@@ -241,6 +250,17 @@ class LearnTask:
         facts = [fact for _, fact in examples]
         self.stage.metrics.labelled(facts, records[-1].timestamp_ms, now_ms)
         self.stage.metrics.consumed(self.stage.name, len(records))
+
+    def _untold(
+        self, outcomes: list[LabelOutcome], examples: Sequence[tuple[int, Fact]]
+    ) -> list[LabelOutcome]:
+        """Outcomes but for what only a model of other features says of labels that have theirs."""
+        old = {
+            fact.origin
+            for offset, fact in examples
+            if offset < self._told_below and isinstance(fact, Example)
+        }
+        return [o for o in outcomes if o.outcome != "rejected" or o.origin not in old]
 
     def tick(self, now_ms: int, effects: Effects, *, is_last: bool) -> None:
         """Keep a snapshot, every so many examples or so long after the last."""

@@ -51,6 +51,8 @@ T = TypeVar("T")
 HOPS_BYTES: Final = 262_144
 #: Headers of a dead letter: position, reason, the record's own.
 _HEADERS_BYTES: Final = 65_536
+#: 64 KiB: of a dead letter's key; one that may be is far shorter.
+_KEY_BYTES: Final = 65_536
 #: 64 records: in fewer what a call costs by itself outweighs what a record does.
 _MEASURED: Final = 64
 #: An eighth: one batch that the machine disturbed makes no model slow.
@@ -451,7 +453,6 @@ def refused(stage: Refusing, partition: Partition, record: Record, error: Malfor
 def dead_letter(topics: Topics, at: Position, stage: str, record: Record, error: Exception) -> Send:
     """A record that could not be read, raw, with its position and the reason."""
     headers = codec.dead_letter_headers(at, stage, error, record.headers)
-    value, room = record.value, DEAD_LETTER_BYTES - _HEADERS_BYTES - len(record.key or b"")
-    if value is not None and len(value) > room:
-        value = value[: max(room, 0)]
-    return Send(topics.dead_letters.name, 0, record.key, value, headers)
+    key = None if record.key is None else record.key[:_KEY_BYTES]
+    value, room = record.value, DEAD_LETTER_BYTES - _HEADERS_BYTES - len(key or b"")
+    return Send(topics.dead_letters.name, 0, key, None if value is None else value[:room], headers)

@@ -286,7 +286,7 @@ def test_model_that_no_longer_learns_is_stale():
     assert 60.001 == reading(driver, "weir_model_age_seconds")
     flow = driver.processes["worker-0"].flow
     stale = readiness(flow, lambda: True, lambda: champion.unlearnt_ms(driver.now_ms))
-    assert "the model has learnt nothing for 60 s" == stale["stale"]
+    assert "the model has learnt nothing for 60 s" == stale["unlearnt"]
     driver.start("learner-0", "learner", "weir-learner-0")
     driver.run()
     driver.advance(1_000)

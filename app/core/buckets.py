@@ -526,14 +526,11 @@ class BucketPool:
         epoch = value.first_ms // self.width_ms
         if epoch % self.places != place or value.last_ms // self.width_ms != epoch:
             return  # written with another width, or number of places
-        b = int(self._table[line, place])
-        if b < 0:
-            self._write(self._take(line, place), value)
-            return
         held = self.value(line, place)
         if held is None:
+            self._write(self._take(line, place), value)
             return
-        older = value
+        b, older = int(self._table[line, place]), value
         if value.absorbed >= held.absorbed:
             self._write(b, value)
             older = held

@@ -60,6 +60,10 @@ class Chain:
         if len(self._seen) > REMEMBERED_MAX:
             self._seen.popitem(last=False)
 
+    def begin_again(self, topic: str) -> None:
+        """A topic was made anew: its offsets say nothing of what was entered, identities do."""
+        self._guard.pop(topic, None)
+
     @property
     def low(self) -> int:
         """From which entry on a task must read to know what it has to."""

@@ -27,7 +27,7 @@ class Word(NamedTuple):
 
 
 class Words:
-    """Every label of a log in its order, in 20 bytes each; from them, the last one of each id.
+    """Every label of a log in its order, in 21 bytes each; from them, the last one of each id.
 
     That a transaction matured is a word only as long as there is no label. Whoever delivers
     examples again delivers the last of them again, too: so the last one in the log counts.
@@ -49,7 +49,7 @@ class Words:
         """Nothing was said yet."""
         self._ids = array("Q")
         self._frauds = array("b")
-        self._sources = array("H")
+        self._sources = array("I")
         self._weights = array("d")
         self._names: dict[str, int] = {MATURITY: 0}
         self._last: dict[int, Word] | None = None
@@ -88,7 +88,7 @@ class Words:
     def _find(self) -> dict[int, Word]:
         # Copies: an array that numpy looks into can no longer grow.
         ids, frauds = np.array(self._ids, np.uint64), np.array(self._frauds, np.bool_)
-        is_label = np.array(self._sources, np.uint16) > 0
+        is_label = np.array(self._sources, np.uint32) > 0
         # By id, what matured before what was labelled, then in the order of the log.
         order = np.lexsort((np.arange(len(ids)), is_label, ids))
         starts = np.flatnonzero(np.diff(ids[order], prepend=ids[order][:1] + np.uint64(1)))

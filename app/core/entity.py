@@ -41,6 +41,7 @@ from app.core.cold import Box, freeze, length, n_blocks, release, thaw
 from app.core.hashing import hash_id, hash_many
 from app.core.slots import SlotColumns, SlotValue, Touched
 from app.core.windows import APPLIED, BLOCK, REPLAYED, fold, n_leaving
+from app.errors import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
 
 #: Rows and blocks that a new store has room for; both double when full.
 _ROOM: Final = 256
+
+_OTHER_RING: Final = (
+    "what is known of the entities was written with another entity.history_max; expected the same "
+    "for as long as the changelogs live: set it back, or begin anew with another topics.prefix"
+)
 
 #: An entity's share of the oldest that leave at once when the store is full.
 _LEAVE_SHARE: Final = 16
@@ -384,8 +390,7 @@ class EntityStore:
 
     def _mark_bucket(self, key: str, id_hash: int, time_ms: int, label: int) -> bool:
         """Note a label that only a bucket can take; return whether it was news."""
-        line = int(self._lines[self.rows[key]])
-        bucket = self._buckets.find(line, time_ms) if line else -1
+        bucket = self._bucket_of(key, time_ms)
         if bucket < 0:
             return False
         told = self._buckets.told(bucket, id_hash)
@@ -396,10 +401,15 @@ class EntityStore:
 
     def _into_bucket(self, key: str, place: tuple[Any, Any]) -> None:
         """Note the label of a slot in the bucket that has taken its transaction in."""
-        line, mark = int(self._lines[self.rows[key]]), self._mark_of(place)
-        bucket = self._buckets.find(line, mark.time_ms) if line else -1
+        mark = self._mark_of(place)
+        bucket = self._bucket_of(key, mark.time_ms)
         if bucket >= 0:
             self._note_mark(key, bucket, int(self._ids[place]), mark)
+
+    def _bucket_of(self, key: str, time_ms: int) -> int:
+        """The bucket of an entity that holds what is of this time, -1 if none does."""
+        line = int(self._lines[self.rows[key]])
+        return self._buckets.find(line, time_ms) if line else -1
 
     def _note_mark(self, key: str, bucket: int, id_hash: int, mark: Mark) -> bool:
         is_news = self._buckets.mark(bucket, id_hash, mark)
@@ -494,6 +504,7 @@ class EntityStore:
 
         Of several rows of one slot the highest applied offset wins, wherever it stands: a
         worker that had lost the partition may have written late. None: the entity was let go.
+        Raises Refused if they were written with rings of another length.
         """
         for (key, slot), value in slots:
             self._recall(key)
@@ -507,6 +518,8 @@ class EntityStore:
                     self._evict()
                 row = self._new_row(key)
             if isinstance(value, SlotValue):
+                if slot != value.sequence % self._n_slots:
+                    raise Refused(_OTHER_RING)
                 self._restore_slot(key, row, value)
             elif 0 <= ~slot < self.buckets_max:
                 self._buckets.restore(self._line_of(row), ~slot, value)

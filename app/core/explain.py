@@ -8,12 +8,14 @@ claimed, nor that the world would let one feature change and not the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from app.errors import Misconfigured, shown
 
 #: 41 values of a range: a step is 2.5 % of it.
 STEPS: Final = 41
@@ -36,6 +38,20 @@ class Change:
     values: tuple[float, ...]
     score: float
     is_alert: bool
+
+
+def ranges_of(told: Mapping[str, tuple[float, float]], names: Sequence[str]) -> Ranges:
+    """What people could change, by column: lowest and highest value.
+
+    Raises Misconfigured where a name is that of no feature.
+
+    >>> ranges_of({"amount": (0.0, 100.0)}, ["hour", "amount"])
+    {1: (0.0, 100.0)}
+    """
+    if stray := sorted(set(told) - set(names)):
+        msg = f"explain.actionable names {shown(stray[0])}; expected one of what check-config lists"
+        raise Misconfigured(msg)
+    return {names.index(name): span for name, span in told.items()}
 
 
 def changes(row: Row, actionable: Ranges, decide: Decide) -> list[Change]:

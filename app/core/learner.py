@@ -311,8 +311,10 @@ class Learner:
         if summary.last_offset <= self.summarised.get(summary.partition, -1):
             return []
         self.summarised[summary.partition] = summary.last_offset
+        if summary.feature_schema != self.schema:
+            return []  # of another model, from before a change of the features
         self.scores.update(np.array(summary.bins, np.int64), summary.last_time_ms)
-        if summary.n_looked and summary.feature_schema == self.schema:
+        if summary.n_looked:
             means = np.array(summary.feature_means, np.float64)
             self.novelty.merge(summary.n_looked, means, np.array(summary.feature_squares))
         return self.monitor.on_summary(summary, self.version)

@@ -301,8 +301,8 @@ class Join:
         schema = run[-1].feature_schema  # a run may begin before a change of the features
         first_ms, last_ms = min(s.time_ms for s in run), max(s.time_ms for s in run)
         step = step_of(len(run), last_ms - first_ms)
-        some = [scored for scored in run[::step] if scored.feature_schema == schema]
-        looked = [scored.whole() for scored in some]
+        some = [scored for scored in run if scored.feature_schema == schema]
+        looked = [scored.whole() for scored in some[::step]]
         rows = np.array([score.features for score in looked], np.float64)
         means, squares = moments(rows)
         return Summary(

@@ -96,6 +96,11 @@ class Repeats:
         newest = sorted(self.shown.items(), key=lambda row: row[1].at)[-self.entities_max :]
         self.shown = OrderedDict(newest)
 
+    @property
+    def applied_high(self) -> int:
+        """The highest offset that was applied; -1: none."""
+        return max((told.guard for told in self.shown.values()), default=-1)
+
     def _keep(self, key: str, told: Shown) -> None:
         self.shown[key] = told
         self._touched[key] = None

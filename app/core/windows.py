@@ -631,9 +631,8 @@ def fold(
     not above the guard) or duplicate (its id lies in the ring already). What was applied has a
     slot, ``slots[i]``, and statistics, ``out[i]``; a duplicate moves nothing but the guard, and the
     newest slot tells of it. ``guards_then[i]`` is the entity's guard with either. The caller
-    sees to it that ``free`` holds a block for each
-    transaction, and that each entity whose ring overflows has a line in ``bucket_table``, with a
-    free bucket for each transaction that leaves.
+    sees to it that ``free`` holds a block for each transaction, and that each entity whose ring
+    overflows has a line in ``bucket_table``, with a free bucket for each transaction that leaves.
     """
     n_slots = table.shape[1] * BLOCK
     # Put together here: handed over as one it would cost each call 10 us.

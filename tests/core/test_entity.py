@@ -14,6 +14,7 @@ from app.core.buckets import FRAUD, LEGITIMATE, UNKNOWN
 from app.core.entity import EntityStore
 from app.core.slots import Row, SlotValue, Touched
 from app.core.windows import APPLIED, DUPLICATE, REPLAYED, STATS, WindowPlan
+from app.errors import Refused
 from tests.core.reference import Reference, Seen
 
 HOUR, DAY = 3_600_000, 86_400_000
@@ -242,6 +243,17 @@ def test_id_refused_once_is_refused_when_it_is_read_again():
     feed(restored, [One("k", f"t{i}", 9_000 + i, 1.0, "o", 0, i) for i in others])
     _, status = feed(restored, [again])
     assert [REPLAYED] == status.tolist()
+
+
+@pytest.mark.parametrize(("was", "is_now"), [(16, 64), (64, 16), (16, 32)])
+def test_rows_of_rings_of_another_length_are_refused_by_name(was, is_now):
+    """Read as they are they would stand in the wrong places, and features would be wrong."""
+    store, few = store_of(history_max=was), store_of(history_max=was)
+    feed(store, [One("k", f"t{i}", 1_000 * i, 1.0, "o", 0, i) for i in range(40)])
+    with pytest.raises(Refused, match=r"entity\.history_max"):
+        store_of(history_max=is_now).restore(store.changes())
+    feed(few, [One("k", f"t{i}", 1_000 * i, 1.0, "o", 0, i) for i in range(16)])
+    store_of(history_max=is_now).restore(few.changes())  # the same in both
 
 
 def test_refusal_is_told_where_it_stands_among_what_was_applied():

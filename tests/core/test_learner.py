@@ -5,11 +5,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.core.drift.sample import pack
 from app.core.learner import Learner, LearnerEffects
 from app.core.models import make_model
 from app.core.pending import MATURITY
@@ -53,7 +55,7 @@ def summary(first: int, last: int, mean: float = 0.3) -> Summary:
     """A run of scores in numbers."""
     return Summary(
         partition=0, first_offset=first, last_offset=last, n=last - first + 1, n_alerts=0,
-        mean_score=mean, first_time_ms=first, last_time_ms=last,
+        mean_score=mean, first_time_ms=first, last_time_ms=last, feature_schema=SCHEMA,
     )  # fmt: skip
 
 
@@ -341,6 +343,19 @@ def test_learner_of_other_settings_is_told_apart():
     """Two that were told differently learn differently, even where the digests agree so far."""
     one, other = learner_of(told={"model": "a"}), learner_of(told={"model": "b"})
     assert "other settings: model" in one.trail.contradicts(other.trail)
+
+
+def test_summary_of_other_features_says_nothing():
+    """A model of new features reads the whole log, in which there are those of the old ones."""
+    learner = learner_of()
+    rows = np.ones((2 * len(NAMES), 3))  # bytes that other columns would share
+    old = msgspec.structs.replace(
+        summary(0, 9), feature_schema="old", n_looked=len(rows), rows=pack(rows),
+        row_ids=[f"t{i}" for i in range(len(rows))], row_times_ms=list(range(len(rows))),
+        bins=[7] * 10,
+    )  # fmt: skip
+    learner.apply([(0, old)])
+    assert (0, 0.0, -1) == (learner.position, learner.scores.counts.sum(), learner.monitor.clock_ms)
 
 
 def test_milestones_are_bounded():

@@ -385,16 +385,17 @@ def test_hour_is_told_of_when_it_is_over_wherever_reading_began():
     assert [2, 5, 8] == [offset for offset, _ in ends[0][:3]]
 
 
-def test_run_over_a_change_of_features_looks_at_the_newer_ones():
+@pytest.mark.parametrize("changed", [1, 100, SUMMARY_SCORES - 3, SUMMARY_SCORES - 1])
+def test_run_over_a_change_of_features_looks_at_the_newer_ones(changed):
     """Scores of two schemas may stand in one run; only those of the last are looked at."""
     join, effects = Join(maturity_ms=1_000, forget_ms=1_000, early_ms=1_000), JoinEffects()
     for i in range(SUMMARY_SCORES):
         score = score_of(f"t{i}", i)
-        if i >= 100:
+        if i >= changed:
             score = msgspec.structs.replace(score, features=[2.0, 3.0, 4.0], feature_schema="new")
         join.on_score(score, Position("scores", 0, i), effects)
     (summary,) = effects.examples
     assert isinstance(summary, Summary)
     assert summary.feature_schema == "new"
     assert summary.feature_means == [2.0, 3.0, 4.0]
-    assert summary.n_looked == len(range(104, SUMMARY_SCORES, LOOKED_AT))
+    assert summary.n_looked == len(range(changed, SUMMARY_SCORES, LOOKED_AT))

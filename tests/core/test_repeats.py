@@ -73,6 +73,15 @@ def test_restart_goes_on_as_if_nothing_had_been(alerts, died, back, entities_max
     assert want[died:] == told(again, alerts[start:], start)[died - start :]
 
 
+def test_how_far_candidates_were_applied_is_known():
+    """A shorter log is another one, and its alerts would be passed over: the worker refuses it."""
+    repeats = Repeats(window_ms=1_000)
+    assert -1 == repeats.applied_high
+    repeats.on_alert("card-1", "a", 0, 500)
+    repeats.on_alert("card-2", "b", 0, 400)
+    assert 500 == repeats.applied_high
+
+
 def test_memory_is_bounded():
     """Of too many entities the one shown longest ago is forgotten, with a word to the log."""
     repeats = Repeats(WINDOW_MS, entities_max=5)

@@ -16,7 +16,6 @@ from app.errors import Fenced
 from app.records import Partition, Send
 from app.stages import EntityTask
 from app.testing import Driver, Killed, Process, Stalled
-from app.topics import partition_of
 from tests.simulator.history import disk_of_all, flush_of, history_of, settings_of, shape_of
 
 if TYPE_CHECKING:
@@ -388,7 +387,3 @@ class World(Driver):
                     self.figures.bucketed += sum(bucket.n for bucket in held)
                     if again.store is None or held_of(task.store) != held_of(again.store):
                         self.broken.append(f"changelog: {at} is not what {process.name} holds")
-
-    def partition_of_id(self, name: str) -> int:
-        """Where scores and labels of a transaction lie."""
-        return partition_of(name.encode(), self.shape.partitions)
