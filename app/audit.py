@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SEAL: Final = "weir-seal"
 #: Settings of one machine: they differ from worker to worker, and decide nothing.
 _OF_MACHINE: Final = ("worker.web_host", "worker.web_port", "worker.data_dir", "worker.log_")
+#: Settings that name people or hold what lets them in.
+_OF_PEOPLE: Final = ("access.tokens", "policy.allow", "policy.block")
 
 
 @dataclass
@@ -58,12 +60,14 @@ class AuditTask:
         self.log = Partition(stage.topics_by_role.audit.name, partition)
         self.key = stage.settings.learner.key.get_secret_value().encode()
         self.chain = Chain()
+        self._made_anew: list[str] = []
         self._read: dict[str, Callable[[Record], Said | None]] = dict(
             zip(stage.topics, (_alert, _correction, _action), strict=True)
         )
 
     def ranges(self, committed: Mapping[Partition, Committed]) -> list[Range]:
         """The newest entries, from the oldest that was remembered at the commit."""
+        self._made_anew = [at.topic for at in self.inputs if at not in committed]
         # Of the newest commit: whatever was applied before it was committed with it.
         notes = [int(committed[at].note or 0) for at in self.inputs if at in committed]
         return [Range(self.log, max(notes, default=0))]
@@ -79,7 +83,9 @@ class AuditTask:
             self.chain.follow(record.offset, value, entry)
 
     def start(self) -> Mapping[Partition, int]:
-        """Every input begins at its committed offset."""
+        """Every input begins at its committed offset; a group forgets it with its topic."""
+        for topic in self._made_anew:
+            self.chain.begin_again(topic)
         return {}
 
     def reached(self) -> Mapping[Partition, int]:
@@ -201,7 +207,10 @@ def told(topics: Topics, action: Action) -> Send:
 
 
 def configured(settings: Settings, topics: Topics, role: str, at_ms: int) -> Send:
-    """What a process that starts at ``at_ms`` says of its settings; secrets are masked."""
+    """What a process that starts at ``at_ms`` says of its settings.
+
+    Secrets are masked; of whom lists name, and of tokens, no more is told than that they changed.
+    """
     flat = dict(sorted(_flat(settings.model_dump(mode="json"))))
     digest = hashlib.sha256(codec.encode(flat)).hexdigest()[:16]
     detail = {"digest": digest, "settings": flat}
@@ -211,7 +220,11 @@ def configured(settings: Settings, topics: Topics, role: str, at_ms: int) -> Sen
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif not f"{prefix}{name}".startswith(_OF_MACHINE):
-            yield f"{prefix}{name}", value
+        where = f"{prefix}{name}"
+        if where in _OF_PEOPLE:
+            whole = hashlib.sha256(codec.encode(value)).hexdigest()
+            yield where, {"n": len(value), "digest": whole[:16]}
+        elif isinstance(value, dict):
+            yield from _flat(value, f"{where}.")
+        elif not where.startswith(_OF_MACHINE):
+            yield where, value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import pytest
 
 from app import codec
+from app.access import new_token
 from app.audit import SEAL, configured, seal_of, told
 from app.auditing import check, entry_of, heads_of
 from app.config import NumberFeature, load
@@ -15,6 +17,7 @@ from app.core.chain import REMEMBERED_MAX, Chain, Check
 from app.learning import asked, new_learner
 from app.records import Action, Entry, Record, Undo
 from app.testing import Driver, Killed
+from app.topics import Topics
 from tests.drifting import drifting_log, until_promotion
 
 SETTINGS = load(
@@ -222,6 +225,21 @@ def test_other_settings_are_entered_and_the_same_are_not():
     assert "worker.web_port" not in entries[0].detail["settings"]
 
 
+def test_settings_are_told_alike_whatever_order_sets_have_and_name_nobody():
+    """Each start of each process would be another entry; and lists hold what cards are called."""
+    told: dict[str, Any] = {"policy": {"block": {"card_id": ["c9", "c1", "c5"]}}}
+    told["access"] = {"tokens": [{"name": "anna", "role": "read", "hash": new_token("anna")[1]}]}
+    topics = Topics.of(SETTINGS)
+    one, other = (
+        configured(load(None, "card", learner={"key": "k"}, **told), topics, "worker", 0)
+        for _ in range(2)
+    )
+    assert one == other
+    assert not any(word in (one.value or b"") for word in (b"scrypt", b'"c9"'))
+    held = load(None, "card", policy=told["policy"]).model_dump(mode="json")
+    assert {"card_id": ["c1", "c5", "c9"]} == held["policy"]["block"]
+
+
 def test_action_said_twice_is_one_entry():
     """A promotion by a person, with what it was from and to."""
     driver = Driver(SETTINGS)
@@ -333,6 +351,9 @@ def test_guard_outlasts_the_memory_of_identities():
     assert not chain.has("alert/0", "alerts", REMEMBERED_MAX + 1), "another record of that name"
     assert chain.has("alert/1", "alerts", REMEMBERED_MAX + 1)
     assert 1 == chain.low
+    chain.begin_again("alerts")  # made anew
+    assert not chain.has("alert/0", "alerts", 0)
+    assert chain.has("alert/1", "alerts", 0), "what is remembered is remembered"
 
 
 def test_what_is_said_again_after_long_is_no_damage():
