@@ -25,7 +25,7 @@ from app.commands import (
     err,
     print_json,
 )
-from app.config import Settings, load
+from app.config import Settings, WorkerSettings, load, make_folder
 from app.errors import WeirError
 from app.offline import offline
 from app.tending import tending
@@ -33,7 +33,6 @@ from app.upkeep import upkeep
 
 cli = typer.Typer(
     name="weir",
-    help="Real-time fraud scoring on Kafka that learns from its own feedback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +41,15 @@ cli.add_typer(commands)
 cli.add_typer(offline)
 cli.add_typer(tending)
 cli.add_typer(upkeep)
+
+
+@cli.callback()
+def begin() -> None:
+    """Real-time fraud scoring on Kafka that learns from its own feedback."""
+    # What any command logs goes to standard error, card numbers masked; a worker knows more later.
+    from app import logs
+
+    logs.configure(WorkerSettings())
 
 
 @cli.command()
@@ -59,11 +67,15 @@ def check_config(
     if as_json:
         print_json(settings.model_dump(mode="json"))
         return
+    from app.core.explain import ranges_of
     from app.core.features import FeaturePlan
+    from app.kafka import client_settings
     from app.learning import new_learner
 
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     new_learner(settings, plan)  # refuses a model that there is none of
+    ranges_of(settings.explain.actionable, plan.names)
+    client_settings(settings.kafka)
     err.print(f"[green]ok[/]: {len(plan.names)} features (schema {plan.schema}):")
     for name in plan.names:
         sys.stdout.write(f"{name}\n")
@@ -130,11 +142,7 @@ def _run_once(role: Any, settings: Settings) -> None:
             "development_key", mend="set learner.key (WEIR_LEARNER__KEY): it signs the model"
         )
 
-    try:
-        (settings.worker.data_dir / "faust").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        where = f"worker.data_dir is {settings.worker.data_dir}"
-        raise Refused(f"{where}: {error.strerror}; expected a folder to write") from None
+    make_folder(settings.worker.data_dir / "faust", "worker.data_dir")
 
     async def check() -> None:
         async with Admin(settings) as admin:

@@ -92,17 +92,39 @@ def _iso_time(value: str) -> str:
     return value
 
 
+#: Some names; told in one order, whatever order they are kept in.
+Names = Annotated[frozenset[str], PlainSerializer(sorted)]
 SomeTime = Annotated[Duration, AfterValidator(_some)]
 IsoTime = Annotated[str, AfterValidator(_iso_time)]
 FieldName = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+$")]
 
+#: What Kafka takes in the name of a topic, and as much of it as ours leave room for.
+_IN_TOPIC_NAMES = re.compile(r"[A-Za-z0-9._-]{1,180}")
+#: How the names of weir's own topics begin.
+_OWN_TOPICS = "weir."
+
+
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder to write into. Raises Misconfigured, which names ``what`` asked for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{what} is {folder}: {error.strerror}; expected a folder to write"
+        raise Misconfigured(msg) from None
+
 
 class Table(BaseModel):
     """A table of the configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _both_or_none(cert_file: Path | None, key_file: Path | None) -> None:
+    if (cert_file is None) != (key_file is None):
+        msg = "cert_file and key_file belong together; expected both or none"
+        raise ValueError(msg)
 
 
 class KafkaSettings(Table):
@@ -120,6 +142,14 @@ class KafkaSettings(Table):
     request_timeout: Duration = 40_000
     #: Off only for brokers without producer ids (the embedded one): a retry may then write twice.
     idempotent: bool = True
+
+    @model_validator(mode="after")
+    def _says_who_it_is(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.username and self.password):
+            msg = f"security_protocol is {self.security_protocol}; expected username and password"
+            raise ValueError(msg)
+        _both_or_none(self.cert_file, self.key_file)
+        return self
 
 
 def _each_once(fields: Iterable[str | None]) -> None:
@@ -161,6 +191,10 @@ class TransactionSettings(Table):
         if stray := sorted(set(self.segments) - set(self.categories)):
             msg = f"segments names {shown(stray[0])}; expected one of categories"
             raise ValueError(msg)
+        for entity in entities:
+            if not _IN_TOPIC_NAMES.fullmatch(entity):
+                expected = "expected letters, digits, dots, _ and -: topics are called by it"
+                raise ValueError(f"entities names {shown(entity)}; {expected}")
         return self
 
 
@@ -271,6 +305,9 @@ class TopicSettings(Table):
                 both = f"topics.{taken[name]} and topics.{role} are both {shown(name)}"
                 msg = f"{both}; expected a topic of its own for each"
                 raise ValueError(msg)
+            if name.startswith(_OWN_TOPICS):
+                expected = f"expected another: {_OWN_TOPICS}* are taken, those are weir's"
+                raise ValueError(f"topics.{role} is {shown(name)}; {expected}")
             taken[name] = role
         return self
 
@@ -290,7 +327,7 @@ class PartSettings(Table):
     """A part of the traffic; see ``core.policy.Rule``."""
 
     name: Name
-    segments: dict[str, frozenset[str]] = Field(default_factory=dict)  # segment: some values
+    segments: dict[str, Names] = Field(default_factory=dict)  # segment: some values
     amount_min: float | None = None
     amount_max: float | None = None  # not included
 
@@ -320,8 +357,8 @@ class PolicySettings(Table):
     explore: float = Field(default=0.0, ge=0.0, lt=1.0)  # share of all else shown at random
     rules: tuple[RuleSettings, ...] = ()  # of several that cover a transaction the first decides
     repeats: RepeatSettings | None = None  # not told: every alert is shown
-    allow: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those never alerted
-    block: dict[str, frozenset[str]] = Field(default_factory=dict)  # entity: those always alerted
+    allow: dict[str, Names] = Field(default_factory=dict)  # entity: those never alerted
+    block: dict[str, Names] = Field(default_factory=dict)  # entity: those always alerted
     reasons_max: int = Field(default=5, ge=0, le=50)
 
 
@@ -362,7 +399,7 @@ class JoinSettings(Table):
 class InvestigatorSettings(Table):
     """Labels of people who look at alerts: few, early, of what the model chose to show."""
 
-    sources: frozenset[str] = frozenset()  # of labels that are theirs; none: one model learns all
+    sources: Names = frozenset()  # of labels that are theirs; none: one model learns all
     share: float = Field(default=0.3, ge=0.0, le=1.0)  # of their model in a score
     wait: Duration = 7 * 86_400_000  # until the model of everything learns them, too
     waiting_max: int = Field(default=65_536, ge=16)
@@ -409,7 +446,7 @@ class EvaluationSettings(Table):
     compromised: SomeTime = 7 * 86_400_000  # so long a card with a known fraud is left out
     values_max: int = Field(default=64, ge=1, le=1_024)  # of a segment; the rest is "(other)"
     cards_max: int = Field(default=4_096, ge=16, le=1_048_576)  # cards with frauds
-    sources: frozenset[str] = frozenset({"analyst"})  # of labels of what the policy showed
+    sources: Names = frozenset({"analyst"})  # of labels of what the policy showed
 
 
 class WorkerSettings(Table):
@@ -463,9 +500,7 @@ class AccessSettings(Table):
 
     @model_validator(mode="after")
     def _has_both_files_and_distinct_names(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            msg = "cert_file and key_file belong together; expected both or none"
-            raise ValueError(msg)
+        _both_or_none(self.cert_file, self.key_file)
         names = [token.name for token in self.tokens]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             msg = f"two tokens are called {shown(twice[0])}; expected a name of its own for each"
@@ -558,18 +593,19 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _beyond_this_machine_nothing_is_open(self) -> Self:
         host = self.worker.web_host
-        if not self.worker.web_port or is_loopback(host):
+        if not self.worker.web_port:
             return self
-        if self.access.is_open:
+        if self.access.is_open and not is_loopback(host):
             msg = (
                 f"worker.web_host is {shown(host)}, and nobody would have to say who they are; "
                 "expected access.tokens (weir token new), access.proxy_header, or 127.0.0.1"
             )
             raise ValueError(msg)
-        if self.learner.key == LearnerSettings().key:
+        # A proxy on this machine brings requests from beyond it.
+        if not self.access.is_open and self.learner.key == LearnerSettings().key:
             msg = (
-                f"worker.web_host is {shown(host)} with the development key; expected a "
-                "learner.key of your own: workers know each other by it"
+                "learner.key is the development key, and [access] says who may ask; expected a "
+                "key of your own: by it workers know each other, and let each other in"
             )
             raise ValueError(msg)
         return self

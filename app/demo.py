@@ -23,7 +23,7 @@ from rich.console import Console
 from app import tail
 from app.admin import Admin
 from app.broker import HOST, Embedded, embedded, end, free_port, tethered
-from app.config import load
+from app.config import load, make_folder
 from app.errors import Refused
 from app.publish import InEventTime, Published, publish, simulated
 from app.synth import CARD_FIELDS, Item, Shares, World, spoilt
@@ -73,7 +73,7 @@ class Plan:
 def run(plan: Plan) -> dict[str, Any]:
     """Show weir at work for as long as was asked, or until Ctrl-C; the figures at the end."""
     started_s = time.monotonic()
-    plan.directory.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.directory, "--directory")
     with ExitStack() as stack:
         broker = None
         if plan.bootstrap is None:

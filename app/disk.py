@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from app.config import make_folder
 from app.core.order import TABLES
 from app.errors import Misconfigured, Refused
 
@@ -71,11 +72,10 @@ class Disk:
     def __init__(self, folder: Path, cache_bytes: int) -> None:
         """Make the folder; remove what processes that ended have left in it.
 
-        Raises Misconfigured where the extra is missing.
+        Raises Misconfigured where it cannot be made, or the extra is missing.
         """
-        _check_installed("entity.disk")
+        _make("entity.disk", folder)
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         for left in folder.iterdir():
             # One that is in use is locked, and stays.
             with contextlib.suppress(Exception):
@@ -125,9 +125,8 @@ class Books:
     """A folder for the joins of one stage, and the memory that they share."""
 
     def __init__(self, folder: Path, cache_bytes: int) -> None:
-        """Make the folder. Raises Misconfigured where the extra is missing."""
-        _check_installed("join.disk")
-        folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder. Raises Misconfigured where it or the extra is missing."""
+        _make("join.disk", folder)
         self._folder = folder
         self._cache = rocksdict.Cache(cache_bytes)
         self._writes = rocksdict.WriteBufferManager(cache_bytes // 2, False)
@@ -246,10 +245,12 @@ class Book:
         return f"join.disk: {self.path}: {error}; expected a folder that can be read and written"
 
 
-def _check_installed(setting: str) -> None:
+def _make(setting: str, folder: Path) -> None:
+    """Make a folder. Raises Misconfigured where that, or the extra, is not to be had."""
     if rocksdict is None:
         msg = f"{setting} needs the extra `disk`; expected: pip install 'weir[disk]'"
         raise Misconfigured(msg)
+    make_folder(folder, setting)
 
 
 def _options(

@@ -13,7 +13,7 @@ import msgspec
 import orjson
 import typer
 
-from app.config import Settings, load
+from app.config import Settings, load, make_folder
 from app.records import (
     SCHEMA_VERSION,
     Alert,
@@ -148,8 +148,8 @@ def _schema(kind: Any) -> Schema:
 
 
 def write(settings: Settings, folder: Path) -> list[Path]:
-    """Write all schemas into a folder; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write all schemas into a folder; return the files. Raises Misconfigured if it is none."""
+    make_folder(folder, "the folder of the schemas")
     made = []
     for name, schema in schemas_of(settings).items():
         path = folder / f"{name}.json"

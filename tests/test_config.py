@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import _run_once
+from app.cli import _run_once, check_config
 from app.config import PROFILES, Settings, load, parse_duration
 from app.core.features import FeaturePlan
 from app.core.models import make_model
@@ -91,6 +91,14 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("[topics]\npartitions = 0", ("topics.partitions is 0", "greater than or equal to 1")),
     ("[topics]\nscores = 'my scores'", ('topics.scores is "my scores"', "pattern")),
     ("[topics]\nscores = 'transactions'", ('"transactions"', "topics.scores", "of its own")),
+    ("[topics]\nscores = 'weir.audit'", ('topics.scores is "weir.audit"', "those are weir's")),
+    ("[transaction]\nentities = ['customer id']", ('entities names "customer id"', "letters")),
+    ("[kafka]\nsecurity_protocol = 'SASL_SSL'", ("security_protocol is SASL_SSL", "username")),
+    ("[kafka]\ncert_file = 'a.pem'", ("cert_file and key_file belong together",)),
+    (
+        "[access]\nproxy_header = 'X-Forwarded-User'",
+        ("learner.key is the development key", "a key of your own"),
+    ),
     ("[topics]\nprefix = 'a/b'", ('topics.prefix is "a/b"', "pattern")),
     ("[worker]\nweb_port = 70000", ("worker.web_port is 70000", "65535")),
     ("[worker]\nlog_level = 'loud'", ('worker.log_level is "loud"', "'warning'")),
@@ -152,6 +160,21 @@ def test_model_and_features_that_cannot_be_made_are_refused(tmp_path, text, word
         new_learner(made, FeaturePlan.of(made.features, made.transaction.entities))
     said = str(caught.value)
     assert [] == [word for word in words if word not in said], said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[explain.actionable]\nammount = [1, 9]", ('actionable names "ammount"', "check-config")),
+        ("[kafka]\nsecurity_protocol = 'SSL'\nca_file = '/no/ca.pem'", ("ca_file", "/no/ca.pem")),
+    ],
+)
+def test_check_config_finds_what_only_shows_in_use(tmp_path, text, words):
+    """Names of features, and files."""
+    (tmp_path / "weir.toml").write_text(text)
+    with pytest.raises(Misconfigured) as caught:
+        check_config(tmp_path / "weir.toml")
+    assert [] == [word for word in words if word not in str(caught.value)]
 
 
 def test_all_problems_are_told_at_once(tmp_path):

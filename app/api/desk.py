@@ -9,6 +9,7 @@ import structlog
 
 from app.api.problems import Failed, not_ready
 from app.audit import told
+from app.core.explain import ranges_of
 from app.errors import Undelivered
 from app.join import JoinTask
 from app.peers import Away
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from app.api.feed import Feed
     from app.boards import Boards
     from app.config import Settings
+    from app.core.explain import Ranges
     from app.core.features import FeaturePlan
     from app.core.learner import Learner
     from app.core.scoring import Champion, Scorer
@@ -80,10 +82,16 @@ class Desk:
     learner: Callable[[], Learner | None]  # as far as this process knows it
     url: str = ""
     started_ms: int = 0
+    #: What people could change about a transaction, by the column of its feature.
+    actionable: Ranges = field(init=False)
     #: Answers to POST /v1/labels by their Idempotency-Key.
     answered: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     #: Dead letters that somebody waits for, by the position of what could not be read.
     refused: dict[str, Callable[[str], None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find what the settings name. Raises Misconfigured."""
+        self.actionable = ranges_of(self.settings.explain.actionable, self.plan.names)
 
     async def audit(self, what: str, subject: str, who: Who, **detail: Any) -> None:
         """Enter a change before it is made. Raises Failed if the broker does not take it."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from app.api.answers import Explanation, FeatureChange, FeatureShare, WouldTurn
 from app.api.deciding import decided
-from app.core.explain import changes
+from app.core.explain import TOGETHER_MAX, changes
 from app.core.scoring import Batch
 
 if TYPE_CHECKING:
@@ -43,11 +43,6 @@ def explained(desk: Desk, batch: Batch, scored_by: ModelVersion | None = None) -
     told = champion.mixture.contributions(batch.rows)[0]
     row = champion.mixture.encoding.apply(batch.rows)[0]
     order = np.argsort(-np.abs(told[:-1]), kind="stable").tolist()
-    actionable = {
-        desk.plan.names.index(name): span
-        for name, span in desk.settings.explain.actionable.items()
-        if name in desk.plan.names
-    }
     return Explanation(
         transaction_id=batch.ids[0],
         score=found.score,
@@ -57,9 +52,9 @@ def explained(desk: Desk, batch: Batch, scored_by: ModelVersion | None = None) -
         scored_by=scored_by or found.model,
         bias=float(told[-1]),
         features=[_share(desk.plan.names[at], row[at], told[at]) for at in order],
-        changes=_changes(desk, batch, actionable),
-        searched=[desk.plan.names[at] for at in actionable],
-        note=_note(found.model, scored_by, is_searched=bool(actionable)),
+        changes=_changes(desk, batch),
+        searched=[desk.plan.names[at] for at in desk.actionable],
+        note=_note(found.model, scored_by, is_searched=bool(desk.actionable)),
     )
 
 
@@ -71,10 +66,8 @@ def _share(name: str, value: float, contribution: float) -> FeatureShare:
     return FeatureShare(name, known, float(contribution), words)
 
 
-def _changes(
-    desk: Desk, batch: Batch, actionable: dict[int, tuple[float, float]]
-) -> list[WouldTurn]:
-    if not actionable:
+def _changes(desk: Desk, batch: Batch) -> list[WouldTurn]:
+    if not desk.actionable:
         return []
 
     def decide(rows: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -103,7 +96,7 @@ def _changes(
             found.score,
             found.is_alert,
         )
-        for found in changes(row, actionable, decide)
+        for found in changes(row, desk.actionable, decide)
     ]
 
 
@@ -113,4 +106,7 @@ def _note(model: ModelVersion, scored_by: ModelVersion | None, *, is_searched: b
         words += f" They are told by the model of now ({model.position}), not by that which scored."
     if not is_searched:
         return f"{words} Nothing was searched: no feature is declared under [explain.actionable]."
-    return f"{words} Changes were searched one feature at a time, the others as they were."
+    return (
+        f"{words} Changes were searched one feature at a time, and up to {TOGETHER_MAX} together "
+        "where none alone does it; all others stay as they were."
+    )
