@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from app.backtest import Backtest, due_after, due_whole_days
 from app.config import Settings, load
+from app.core.drift.channels import HOUR_MS
 from app.core.measures.ranking import Ranking
 from app.core.pending import SUMMARY_SCORES
 from app.files import Columns, read_columns, write_rows
@@ -138,7 +139,7 @@ class Publisher:
 
     def _n_summaries(self) -> NDArray[np.int64]:
         """How many summaries there are once each transaction is scored, shape (n,)."""
-        hours = np.maximum.accumulate(self.columns.times_ms) // 3_600_000
+        hours = np.maximum.accumulate(self.columns.times_ms) // HOUR_MS
         at = np.arange(len(hours))
         is_full = at % SUMMARY_SCORES == SUMMARY_SCORES - 1
         is_later = np.diff(hours, prepend=hours[:1]) > 0  # ends the run before it, if there is one

@@ -6,9 +6,11 @@ pause of the worker, the broker or the producer is felt by every record that fel
 (no coordinated omission). It ends when a plain consumer of ``scores``, in this process, has the
 record in hand. One clock serves both (CLOCK_MONOTONIC of this machine).
 
-Everything shares the cores of one machine: producer, worker, broker and consumer. When the
-broker had acknowledged the transactions is told beside (``producer``). Percentiles are over all
-records that fell due after the warm-up; a record without a score within 30 s makes the run void.
+Everything shares the cores of one machine: producer, worker, broker and consumer. Told beside are
+when the broker had acknowledged the transactions (``producer``), which part of one core the worker
+used (``cpu_share``) and which part of all cores anybody did (``machine_share``): near 1.0 what is
+measured is how long they wait for each other. Percentiles are over all records that fell due after
+the warm-up; a record without a score within 30 s makes the run void.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from common import ROOT, err, kafka, machine, progress
 from contenders import CONTENDERS, HERE, Contender
 from drain import Where, drained, warmed
-from measured import cpu, end_orderly
+from measured import cpu, end_orderly, whole_machine
 from payments import PARTITIONS, measured_world, payments, river_pipeline
 from speed import versions
 
@@ -108,7 +110,10 @@ async def paced(contender: Contender, load: Load, where: Where, advance: Any) ->
                 file.flush()
                 start_s, before = time.monotonic() + _LEAD_S, cpu(*trial.pids)
                 async with _producer(Path(file.name), start_s, load.rate) as producer:
+                    await asyncio.sleep(start_s - time.monotonic())
+                    all_before = whole_machine()
                     await receiver.run(start_s + load.n / load.rate + _LATE_S, advance)
+                    machine_share = whole_machine().share_since(all_before)
                     said, _ = await asyncio.wait_for(producer.communicate(), _LATE_S)
             used = cpu(*trial.pids).since(before)
         finally:
@@ -119,6 +124,7 @@ async def paced(contender: Contender, load: Load, where: Where, advance: Any) ->
         "rate": load.rate,
         **_percentiles(ms, load.rate),
         "cpu_share": used.total_s / (load.n / load.rate),
+        "machine_share": machine_share,
         "producer": json.loads(said),
     }
 
@@ -221,14 +227,14 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
             err.print({name: v for name, v in run.items() if name not in _LONG})
             runs.append(run)
     sound = [run for run in runs if not run["problem"]]
-    for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share"):
+    for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share", "machine_share"):
         told[name] = float(np.median([run[name] for run in sound])) if sound else None
     told |= {"rate": rate, "rounds": runs, "versions": versions(), **machine()}
     if as_json:
         print(json.dumps(told))
     else:
-        names = ("rate", "p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share")
-        print("\n".join(f"{name:10} {told[name]:12,.2f}" for name in names))
+        names = ("rate", "p50_ms", "p95_ms", "p99_ms", "max_ms", "cpu_share", "machine_share")
+        print("\n".join(f"{name:13} {told[name]:12,.2f}" for name in names))
     raise typer.Exit(0 if sound else 1)
 
 

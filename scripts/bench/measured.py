@@ -51,6 +51,24 @@ def cpu(*pids: int) -> Cpu:
     return Cpu(user / _TICKS_A_SECOND, system / _TICKS_A_SECOND)
 
 
+class Machine(NamedTuple):
+    """Seconds of all cores since boot: those anybody used, and all there were."""
+
+    busy_s: float
+    all_s: float
+
+    def share_since(self, before: Machine) -> float:
+        """Which part of all cores was used since, by whomever: 1.0 where none was left."""
+        return (self.busy_s - before.busy_s) / (self.all_s - before.all_s)
+
+
+def whole_machine() -> Machine:
+    """CPU seconds of all processes so far, from /proc/stat."""
+    ticks = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+    idle = ticks[3] + ticks[4]  # nothing to do, or waiting for a disk
+    return Machine((sum(ticks) - idle) / _TICKS_A_SECOND, sum(ticks) / _TICKS_A_SECOND)
+
+
 def rss_bytes(pid: int) -> int:
     """Resident bytes of a process now."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES

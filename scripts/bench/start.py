@@ -27,6 +27,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 import typer
 from common import ROOT, err, free_port, kafka, machine, progress
 from measured import Ended, check, cpu, create_topics, end_orderly, rss_bytes, running
@@ -94,15 +95,15 @@ def changelog(settings: Settings, entities: int, history: int) -> Iterator[list[
             for start in range(0, n, _CHUNK):
                 keys = [f"{entity}-{i:08d}" for i in range(start, min(start + _CHUNK, n))]
                 m = len(keys)
-                offsets = np.arange(m, dtype=np.int64) + turn * n + start
+                numbers = np.arange(m, dtype=np.int64) + turn * n + start
                 store.apply(
                     keys,
-                    times_ms=_START_MS + offsets * 1_000,
+                    times_ms=_START_MS + numbers * 1_000,
                     amounts=rng.lognormal(3.0, 1.0, m),
-                    ids=[f"transaction-{offset:010d}" for offset in offsets.tolist()],
+                    ids=[f"transaction-{number:010d}" for number in numbers.tolist()],
                     others=[f"other-{i:05d}" for i in rng.integers(0, 50_000, m).tolist()],
                     upstreams=np.zeros(m, np.int64),
-                    offsets=offsets,
+                    offsets=np.full(m, turn),
                 )
                 yield [
                     Send(
@@ -114,8 +115,24 @@ def changelog(settings: Settings, entities: int, history: int) -> Iterator[list[
                 ]
 
 
+def transactions(settings: Settings, entities: int, history: int) -> Iterator[Send]:
+    """As long a log as the rows say was applied: a shorter one is another, and refused.
+
+    What lies in it was applied, so that nothing follows from it.
+    """
+    of, (entity, *_) = settings.transaction, settings.transaction.entities
+    cards = (f"{entity}-{i:08d}" for i in range(entities))
+    by_partition = {partition_of(card.encode(), PARTITIONS): card for card in cards}
+    for partition, card in by_partition.items():
+        for turn in range(history):
+            value = {of.id: f"kept-{turn}", of.time: "2024-01-01T00:00:00Z", of.amount: 1.0}
+            value |= dict.fromkeys(of.entities, card)
+            name = Topics.of(settings).transactions.name
+            yield Send(name, partition, card.encode(), orjson.dumps(value))
+
+
 async def write(settings: Settings, entities: int, history: int) -> int:
-    """Write those changelogs; how many rows there were."""
+    """Write those changelogs, and that log; how many rows there were."""
     sender, n = Sender(settings), 0
     await sender.start()
     try:
@@ -126,6 +143,7 @@ async def write(settings: Settings, entities: int, history: int) -> int:
                 await sender.deliver(sends)
                 n += len(sends)
                 bar.update(shown, completed=n)
+        await sender.deliver(transactions(settings, entities, history))
     finally:
         await sender.stop()
     return n
