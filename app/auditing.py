@@ -26,12 +26,14 @@ class Verdict(NamedTuple):
 
     heads: Heads
     problems: list[str]
+    beside: list[str]  # no problems: entries that a former owner wrote late
 
     def as_object(self) -> dict[str, Any]:
         """For programs; ``heads`` is what a later check is held against."""
         heads = {str(p): {"entries": n, "digest": head} for p, (n, head) in self.heads.items()}
         is_whole, n = not self.problems, sum(n for n, _ in self.heads.values())
-        return {"whole": is_whole, "entries": n, "problems": self.problems, "heads": heads}
+        told = {"problems": self.problems, "beside": self.beside, "heads": heads}
+        return {"whole": is_whole, "entries": n, **told}
 
 
 def heads_of(told: Mapping[str, Any]) -> Heads:
@@ -52,7 +54,8 @@ def check(
         checks[partition].look(record.offset, value, entry, is_sealed=is_sealed(record, key))
     heads = {p: (one.n, one.head) for p, one in checks.items()}
     problems = [f"{topic}[{p}], {text}" for p, one in checks.items() for text in one.end()]
-    return Verdict(heads, problems)
+    beside = [f"{topic}[{p}], {text}" for p, one in checks.items() for text in one.beside]
+    return Verdict(heads, problems, beside)
 
 
 def entry_of(record: Record) -> Entry | None:

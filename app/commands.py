@@ -328,6 +328,8 @@ def audit_verify(
 ) -> None:
     """Check every link and seal of every chain; exit code 1 if something is wrong.
 
+    Told of, and not wrong: what a worker that had lost its partition wrote late, beside the chain.
+
     What --json prints names the end of each chain. Kept elsewhere and given back by --against, it
     shows a chain that was cut off or written anew.
     """
@@ -343,8 +345,8 @@ def audit_verify(
     if as_json:
         print_json(verdict.as_object())
     else:
-        for problem in verdict.problems:
-            err.print(problem, markup=False, highlight=False)
+        for text in (*verdict.beside, *verdict.problems):
+            err.print(text, markup=False, highlight=False)
         n = sum(n for n, _ in verdict.heads.values())
         told = "all is whole" if not verdict.problems else f"{len(verdict.problems)} problem(s)"
         err.print(f"{n:,} entries in {len(verdict.heads)} chains: {told}", highlight=False)

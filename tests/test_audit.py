@@ -13,11 +13,11 @@ from app.access import new_token
 from app.audit import SEAL, configured, seal_of, told
 from app.auditing import check, entry_of, heads_of
 from app.config import NumberFeature, load
-from app.core.chain import REMEMBERED_MAX, Chain, Check
+from app.core.chain import REMEMBERED_MAX, Chain, Check, digest_of
 from app.learning import asked, new_learner
-from app.records import Action, Entry, Record, Undo
+from app.records import Action, Entry, Partition, Record, Send, Undo
 from app.testing import Driver, Killed
-from app.topics import Topics
+from app.topics import Topics, partition_of
 from tests.drifting import drifting_log, until_promotion
 
 SETTINGS = load(
@@ -139,6 +139,13 @@ def resealed(record: Record, **fields: object) -> Record:
     return msgspec.structs.replace(one, headers=((SEAL, seal_of(one.value or b"", KEY)),))
 
 
+def after(record: Record, **fields: object) -> Record:
+    """A record that follows one and, unless told otherwise, says the same."""
+    offset = record.offset + 1
+    link = {"place": offset, "previous": digest_of(record.value or b"")}
+    return msgspec.structs.replace(resealed(record, **(link | fields)), offset=offset)
+
+
 def last_of(found, partition):
     """Where the last entry of a chain stands in the list."""
     return max(i for i, (p, _) in enumerate(found) if p == partition)
@@ -172,9 +179,17 @@ TAMPERED = {
         lambda f: [*f, (f[-1][0], Record(f[-1][1].offset + 1, None, b"{}", 0))],
         "is no entry",
     ),
-    "one is said again": (
-        lambda f: [*f, (f[-1][0], msgspec.structs.replace(f[-1][1], offset=f[-1][1].offset + 1))],
+    "one is said again, with the key": (
+        lambda f: [*f, (f[-1][0], after(f[-1][1]))],
         "what was said before",
+    ),
+    "one follows nothing": (
+        lambda f: [*f, (f[-1][0], after(f[-1][1], previous="0" * 63 + "1"))],
+        "not the one it was written after",
+    ),
+    "one lies before what it was written after": (
+        lambda f: [*f, (f[-1][0], after(f[-1][1], place=f[-1][1].offset))],
+        "was written as entry",
     ),
 }
 
@@ -186,6 +201,33 @@ def test_tampering_shows(whole, how):
     problems = verdict_of(tamper(list(whole))).problems
     assert any(expected in problem for problem in problems), problems
     assert all(problem.startswith("weir.audit[") for problem in problems)
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_entry_that_a_former_owner_wrote_late_lies_beside_and_breaks_nothing(is_copy):
+    """The network held it past the session: the next owner knows nothing of it until a restart."""
+    driver = Driver(SETTINGS)
+    feed(driver)
+    driver.run()
+    at = Partition(driver.topics.audit.name, 0)
+    *_, before, held = driver.logs[at].records
+    late = held if is_copy else resealed(held, actor="x", at=("alerts", 0, 0))
+    assert codec.read_entry(held).previous == digest_of(before.value or b"")
+
+    subjects = [name for i in range(50) if partition_of((name := f"r{i}").encode(), 2) == 0]
+    driver._append(Send(*at, None, late.value, late.headers))  # of whoever had the partition
+    for name in subjects:
+        driver._append(told(driver.topics, Action("reset", name, name, detail={})))
+        driver.run()
+        if name == subjects[4]:
+            driver.crash()  # whoever restores goes on after whatever lies there
+    verdict = verdict_of(chains(driver))
+    assert [] == verdict.problems
+    assert verdict.as_object()["whole"]
+    told_of = f"weir.audit[0], entry {late.offset + 1}: it "
+    assert told_of + (f"is entry {late.offset} once" if is_copy else "follows") in verdict.beside[0]
+    assert len(verdict.beside) == (1 if is_copy else 2)
+    assert sorted(subjects) == [name for kind, name in said(chains(driver)) if kind == "reset"]
 
 
 def test_chain_that_was_cut_off_shows_against_what_was_known(whole):

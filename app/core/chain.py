@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from app.records import Entry
@@ -70,9 +70,22 @@ class Chain:
         return max(0, self.next - REMEMBERED_MAX)
 
 
+class _Link(NamedTuple):
+    """An entry as one that was written after it knows it."""
+
+    offset: int
+    place: int
+    previous: str  # digest of the entry that it was itself written after
+
+
 @dataclass
 class Check:
     """Follows a chain from its first entry and says what is wrong with it.
+
+    A worker that lost its partition may have had an entry on its way, which the network held: it
+    lies *beside* the line that the next owner wrote, and whoever restores goes on after it. So an
+    entry has to follow one that is there, not always the last; what a line says twice, has no
+    place in its order, or follows nothing is wrong.
 
     ``known`` is what an earlier check found: how many entries, and the digest of the last. A chain
     that was cut off, or written anew with the key, differs from it.
@@ -82,35 +95,59 @@ class Check:
     n: int = 0
     head: str = GENESIS
     problems: list[str] = field(default_factory=list)
-    _seen: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    #: No problems: where two workers wrote, for a moment, neither of whom knew of the other.
+    beside: list[str] = field(default_factory=list)
+    _links: OrderedDict[str, _Link] = field(
+        default_factory=lambda: OrderedDict({GENESIS: _Link(-1, -1, "")})
+    )
+    _said: OrderedDict[str, str] = field(default_factory=OrderedDict)  # identity: digest of entry
 
     def look(self, offset: int, value: bytes, entry: Entry | None, *, is_sealed: bool) -> None:
         """Take the next record of the partition."""
-        wrong = []
-        if offset != self.n:
-            wrong.append(f"{offset - self.n} entries before it are gone")
-        if entry is None:
-            wrong.append("it is no entry")
-        else:
-            if entry.place != offset:
-                wrong.append(f"it was written as entry {entry.place}")
-            if entry.previous != self.head:
-                wrong.append("the entry before it is not the one it was written after")
-            if entry.identity in self._seen:
-                wrong.append("it says what was said before")
-            self._see(entry.identity)
+        digest = digest_of(value)
+        wrong = [f"{offset - self.n} entries before it are gone"] if offset != self.n else []
         if not is_sealed:
             wrong.append("it is not sealed with learner.key")
-        self.n, self.head = offset + 1, digest_of(value)
+        if entry is None:
+            wrong.append("it is no entry")
+        elif (same := self._links.get(digest)) is not None:
+            self.beside.append(f"entry {offset}: it is entry {same.offset} once more")
+        else:
+            wrong += self._misplaced(offset, entry)
+            self._links[digest] = _Link(offset, entry.place, entry.previous)
+            self._said[entry.identity] = digest
+            for remembered in (self._links, self._said):
+                if len(remembered) > REMEMBERED_MAX:  # as much as the writer remembers
+                    remembered.popitem(last=False)
+        self.n, self.head = offset + 1, digest
         if self.n == self.known[0] and self.head != self.known[1]:
             wrong.append("it is not what was there when the chain was last checked")
         self.problems += [f"entry {offset}: {text}" for text in wrong]
 
-    def _see(self, identity: str) -> None:
-        """Remember as much as the writer does: a model that is learnt anew says all of it again."""
-        self._seen[identity] = None
-        if len(self._seen) > REMEMBERED_MAX:
-            self._seen.popitem(last=False)
+    def _misplaced(self, offset: int, entry: Entry) -> list[str]:
+        """What is wrong with the place of an entry that nothing else is wrong with."""
+        wrong = []
+        after = self._links.get(entry.previous)
+        if not (-1 if after is None else after.place) < entry.place <= offset:
+            wrong.append(f"it was written as entry {entry.place}")
+        if after is None:
+            wrong.append("the entry before it is not the one it was written after")
+        elif entry.previous != self.head:
+            told = f"entry {offset}: it follows entry {after.offset}"
+            self.beside.append(f"{told}, by a worker that knew of none between")
+        if self._is_said_in_line(entry):
+            wrong.append("it says what was said before")
+        return wrong
+
+    def _is_said_in_line(self, entry: Entry) -> bool:
+        """Whether one of those that an entry was written after says the same."""
+        said = self._said.get(entry.identity)
+        if said is None or said not in self._links:
+            return False
+        back, until = entry.previous, self._links[said].offset
+        while (link := self._links.get(back)) is not None and link.offset > until:
+            back = link.previous
+        return back == said
 
     def end(self) -> list[str]:
         """All that is wrong, once there are no more records."""
