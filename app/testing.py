@@ -392,7 +392,6 @@ class Driver:
             self.take(process, {}, is_last=True)
             self._wait(process)
             self.commit(process)
-        flow.is_restored = flow.is_assigned = False
         flow.own(())
 
     def assigned(self, flow: Flow, member: int, members: int) -> list[Partition]:

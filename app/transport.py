@@ -199,9 +199,7 @@ class Consumer(FaustConsumer):
                     await self._commit_due()
             except (Fenced, Undelivered, KafkaError) as error:
                 log.warning("left_without_commit", reason=str(error))
-            self.flow.is_restored = False
             self.flow.own(())
-            self.flow.is_assigned = False
 
     async def _drain_messages(self, fetcher: Any) -> None:
         """Run the loop; called by Faust's fetcher."""
@@ -231,7 +229,7 @@ class Consumer(FaustConsumer):
 
     async def _take(self, fetched: Mapping[TopicPartition, Sequence[Record]]) -> None:
         async with self._turn:
-            if not self._flowing.is_set():
+            if not (self._flowing.is_set() and self.flow.is_restored):
                 return  # a rebalance came between; what was fetched will be fetched again
             mine = {
                 Partition(tp.topic, tp.partition): records
@@ -378,7 +376,13 @@ class Restorer(TableManager):
         await cast("Any", self.app)._fetcher.stop()
 
     def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Nothing: the consumer lets the tasks go once the batch in hand is done."""
+        """Give up a restore that is under way, whose end would let records flow to other tasks.
+
+        Until the group has made up its mind it is of the same generation as before. The consumer
+        lets the tasks go once the batch in hand is done.
+        """
+        if self._restoring is not None:
+            self._restoring.cancel()
 
     async def on_rebalance(
         self,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import aiokafka
 import faust
@@ -26,6 +27,7 @@ from faust.tables.manager import TableManager
 from faust.transport import base
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from app import transport
 from app.config import Settings, load
@@ -326,6 +328,7 @@ def flow_of(sender: FakeSender | None = None) -> Flow:
     flow = Flow(SETTINGS, [FakeStage()], Metrics())
     flow.sender = sender or FakeSender()
     flow.own([IN, Partition("in", 1)])
+    flow.is_restored = True
     flow.lease.renew(Lease.clock_s())
     return flow
 
@@ -682,18 +685,66 @@ async def test_nothing_to_send_asks_nobody():
     await Sender(SETTINGS).deliver([])
 
 
-def restoring(committed_offsets):
-    """A restore whose first question to the group is answered so, and what crashes the app."""
+def restorer_of(flow: Any, **consumer: Any) -> tuple[Restorer, list[BaseException]]:
+    """A restorer beside a fake of its consumer, and what crashes the app."""
     crashes: list[BaseException] = []
 
     async def crash(error: BaseException) -> None:
         crashes.append(error)
 
     restorer = object.__new__(Restorer)
+    restorer._restoring = None
+    app = SimpleNamespace(flow=flow, consumer=SimpleNamespace(**consumer), crash=crash)
+    cast("Any", restorer).app = app
+    return restorer, crashes
+
+
+def restoring(committed_offsets):
+    """A restore whose first question to the group is answered so, and what crashes the app."""
     flow = SimpleNamespace(own=lambda _: [object()], tasks={}, gates=[])
-    consumer = SimpleNamespace(committed_offsets=committed_offsets)
-    cast("Any", restorer).app = SimpleNamespace(flow=flow, consumer=consumer, crash=crash)
+    restorer, crashes = restorer_of(flow, committed_offsets=committed_offsets)
     return asyncio.create_task(restorer._restore(set(), 0)), crashes
+
+
+async def test_restore_that_a_rebalance_overtakes_lets_no_record_flow():
+    """Its generation lasts until the group has made up its mind; its tasks do not."""
+    flow, restored, begun = flow_of(), asyncio.Event(), asyncio.Event()
+
+    async def committed_offsets():
+        return {}
+
+    async def begin(_):
+        begun.set()
+        await restored.wait()
+
+    coordinator = SimpleNamespace(generation=7)
+    restorer, crashes = restorer_of(
+        flow,
+        committed_offsets=committed_offsets,
+        begin=begin,
+        client=SimpleNamespace(_coordinator=coordinator),
+        resume_partitions=lambda _: pytest.fail("records flow"),
+    )
+    flow.reader = cast("Any", SimpleNamespace(read=AsyncMock(return_value=0)))
+    await restorer.on_rebalance({TP(*IN), TP("in", 1)}, set(), set(), 7)
+    await begun.wait()
+    assert (True, False) == (flow.is_assigned, flow.is_restored)
+    restored.set()  # it could end now; and the group is about to move
+    restorer.on_partitions_revoked(set())
+    flow.own(())
+    await settled()
+    assert (False, False, []) == (flow.is_assigned, flow.is_restored, crashes)
+
+
+async def test_records_are_not_applied_before_their_task_is_restored(clock):
+    """Whatever lets the loop go round: what was fetched is fetched again."""
+    app = make_app(SETTINGS)
+    app.flow = flow = flow_of()
+    consumer = cast("Any", app.consumer)
+    consumer.resume_flow()
+    flow.own([IN, Partition("in", 1)])
+    await consumer._take({TopicPartition(*IN): [Record(5, b"k", b"v", 0)]})
+    assert ({}, None, []) == (flow.positions, consumer._delivery, sent(flow))
 
 
 async def test_restore_that_somebody_else_cancels_ends_the_process():

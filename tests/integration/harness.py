@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.structs import OffsetAndMetadata
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.admin import Admin
@@ -291,6 +292,21 @@ class World:
                 offset = await consumer.committed(TopicPartition(topic.name, p))
                 found[p] = -1 if offset is None else offset
             return found
+        finally:
+            await consumer.stop()
+
+    async def commit_begun(self, topics: Iterable[TopicSpec]) -> None:
+        """Have the group, which nobody is in, commit 0 of what it has committed nothing of."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, group_id=self.settings.worker.group,
+            enable_auto_commit=False,
+        )  # fmt: skip
+        await consumer.start()
+        try:
+            tps = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
+            consumer.assign(tps)
+            begun = {tp: OffsetAndMetadata(0, "") for tp in tps if not await consumer.committed(tp)}
+            await consumer.commit(begun)
         finally:
             await consumer.stop()
 

@@ -245,6 +245,29 @@ async def test_law_5_nothing_is_scored_before_its_state_is_restored(make_world, 
     assert bool(without) == bool(n)
 
 
+@guarded_or_not("old_restores_go_on")
+async def test_law_5_restore_that_a_rebalance_overtakes_lets_nothing_be_scored(make_world, without):
+    """A second worker joins while the first restores; what is scored then has its state."""
+    world = make_world()
+    await world.create_topics()
+    worker = await world.start().ready()
+    some = transactions(300, seed=72)
+    await world.transact(some[:200])
+    await world.scored(ids(some[:200]))
+    assert 0 == await worker.stop()
+    await world.commit_begun(world.topics)  # as with what has run for long: nothing is waited for
+    worker = world.start(without=told(without, "restore_ends_in_a_rebalance"))
+    await until(lambda: "the restore is held" in worker.said, "it does not restore")
+    world.start()
+    await until(lambda: "the next one is late" in worker.said, "the group does not move")
+    await world.transact(some[200:])
+    found = counts(world, await world.scored(ids(some)))
+    expected = right_counts(some)
+    n = wrong(found, {name: expected[name] for name in ids(some[200:])})
+    seen(f"wrong counts: {n} of 100")
+    assert bool(without) == bool(n)
+
+
 def ask(url: str, value: Any = None) -> tuple[int, Any]:
     """HTTP status and body of a page, or of a POST; (0, None) where nobody answers."""
     told = None if value is None else json.dumps(value).encode()

@@ -26,7 +26,7 @@ from app.flow import Flow, Turn
 from app.kafka import Reader, Sender
 from app.records import Partition
 from app.stages import EntityTask
-from app.transport import Consumer
+from app.transport import Consumer, Restorer
 from app.worker import WeirApp
 from tests.simulator.mutants import MUTANTS
 
@@ -84,6 +84,37 @@ def restore_hangs() -> Patch:
         return await real(reader, task, ranges)
 
     return patch.object(Reader, "read", read)
+
+
+@contextmanager
+def restore_ends_in_a_rebalance() -> Iterator[None]:
+    """The first one ends just after its partitions were let go; the next one takes seconds."""
+    begin, wait_empty, read = Consumer.begin, Consumer.wait_empty, Reader.read
+    let_go, is_late = asyncio.Event(), asyncio.Event()
+
+    async def begin_late(consumer: Consumer, starts: Any) -> None:
+        await begin(consumer, starts)
+        if not let_go.is_set():
+            sys.stderr.write("the restore is held\n")
+            await let_go.wait()
+
+    async def then_let_go(consumer: Consumer) -> None:
+        await wait_empty(consumer)
+        let_go.set()
+
+    async def read_late(reader: Reader, task: Any, ranges: Any) -> int:
+        if let_go.is_set() and not is_late.is_set():
+            is_late.set()
+            sys.stderr.write("the next one is late\n")
+            await asyncio.sleep(3.0)
+        return await read(reader, task, ranges)
+
+    with (
+        patch.object(Consumer, "begin", begin_late),
+        patch.object(Consumer, "wait_empty", then_let_go),
+        patch.object(Reader, "read", read_late),
+    ):
+        yield
 
 
 def stop_is_short() -> Patch:
@@ -161,6 +192,24 @@ def lost_offsets_are_reset() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def old_restores_go_on() -> Iterator[None]:
+    """A restore that a rebalance overtook lets records flow, and says that all is restored."""
+    real = Flow.own
+
+    def own(flow: Flow, assigned: Any) -> Any:
+        was = flow.is_restored
+        made = real(flow, assigned)
+        flow.is_restored = was
+        return made
+
+    with (
+        patch.object(Restorer, "on_partitions_revoked", lambda restorer, revoked: None),
+        patch.object(Flow, "own", own),
+    ):
+        yield
+
+
 def faust_serves_its_pages() -> Patch:
     """Faust's own web server runs, as it does where nobody says otherwise."""
     real = WeirApp.__init__
@@ -192,12 +241,14 @@ OURS: dict[str, Callable[[], Patch]] = {
         delivery_hangs,
         deliveries_lag,
         restore_hangs,
+        restore_ends_in_a_rebalance,
         stop_is_short,
         errors_are_skipped,
         rejected_batches_are_forgotten,
         commit_before_delivery,
         topics_are_not_verified,
         lost_offsets_are_reset,
+        old_restores_go_on,
         faust_serves_its_pages,
         pages_do_not_wait,
         stops_are_waited_for,
