@@ -542,23 +542,28 @@ class World:
             bootstrap_servers=self.cluster.bootstrap, max_partition_fetch_bytes=33_554_432
         )
         writers: dict[Position, int] = {}
-        await consumer.start()
-        try:
-            tps = self.partitions_of_all()
-            consumer.assign(tps)
-            await consumer.seek_to_beginning(*tps)
-            ends = await consumer.end_offsets(tps)
-            logs: dict[Partition, list[Any]] = {Partition(*tp): [] for tp in tps}
-            left = set(tps)
-            with _told_writers(writers):
+        logs: dict[Partition, list[Any]]
+        with _told_writers(writers):  # before it reads ahead
+            await consumer.start()
+            try:
+                tps = self.partitions_of_all()
+                consumer.assign(tps)
+                await consumer.seek_to_beginning(*tps)
+                ends = await consumer.end_offsets(tps)
+                logs = {Partition(*tp): [] for tp in tps}
+                left = set(tps)
                 while left:
                     fetched: dict[TopicPartition, Sequence[ConsumerRecord[bytes, bytes]]]
                     fetched = await consumer.getmany(*left, timeout_ms=300, max_records=20_000)
                     for tp, records in fetched.items():
                         logs[Partition(*tp)] += [read(record) for record in records]
                     left = {tp for tp in left if await consumer.position(tp) < ends[tp]}
-        finally:
-            await consumer.stop()
+            finally:
+                await consumer.stop()
+        unknown = sum(
+            Position(*at, record.offset) not in writers for at in logs for record in logs[at]
+        )
+        assert not unknown, f"of {unknown} records nobody can say who wrote them"
         committed = {
             Partition(topic, p): self.samples[-1].committed.get(Partition(topic, p), 0)
             for topics in self.groups.values()
