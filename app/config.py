@@ -685,6 +685,8 @@ def load(path: Path | None = None, profile: str | None = None, **overrides: Any)
         msg = f"profile is {shown(chosen)}; expected one of: {', '.join(PROFILES)}"
         raise Misconfigured(msg)
     base = tomllib.loads(resources.files("app.profiles").joinpath(f"{chosen}.toml").read_text())
+    if "features" in told:  # the profile tells what people could change of its own
+        base.pop("explain", None)
     merged = _merge(_merge(base, told), {"profile": chosen})
     try:
         settings = Settings(**merged)

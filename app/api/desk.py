@@ -90,7 +90,7 @@ class Desk:
     refused: dict[str, Callable[[str], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Find what the settings name. Raises Misconfigured."""
+        """Find what the settings name."""
         self.actionable = ranges_of(self.settings.explain.actionable, self.plan.names)
 
     async def audit(self, what: str, subject: str, who: Who, **detail: Any) -> None:
