@@ -23,6 +23,17 @@ BLOCKS = 12
 SEEDS = 8
 #: Every mutant is noticed by one of these; most by the first few.
 MUTANT_SEEDS = 200
+#: A history that notices, of those that the first few do not: it is played before the others.
+MET_AT = {
+    "buckets_absorb_nothing": 34,
+    "committed_under_way": 118,
+    "disk_forgets_guards": 8,
+    "evicted_rows_stay": 6,
+    "feedback_does_not_wait": 27,
+    "feedback_not_read_again": 27,
+    "guard_of_the_whole_batch": 11,
+    "settled_buckets_not_written": 34,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +53,8 @@ def test_no_law_is_broken_by_crashes(block):
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_each_guard_is_needed(mutant):
     """Without the guard some history breaks a law."""
-    assert first_to_catch(mutant, range(MUTANT_SEEDS)) is not None
+    seeds = (MET_AT.get(mutant, 0), *range(MUTANT_SEEDS))
+    assert first_to_catch(mutant, seeds) is not None
 
 
 def test_a_seed_is_one_history():
