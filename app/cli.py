@@ -74,7 +74,7 @@ def check_config(
     plan = FeaturePlan.of(settings.features, settings.transaction.entities)
     new_learner(settings, plan)  # refuses a model that there is none of
     client_settings(settings.kafka)
-    for name in settings.explain.actionable.keys() - set(plan.names):
+    for name in sorted(settings.explain.actionable.keys() - set(plan.names)):
         err.print(f"[yellow]explain.actionable names {name!r}[/]: no feature; it is passed over")
     err.print(f"[green]ok[/]: {len(plan.names)} features (schema {plan.schema}):")
     for name in plan.names:

@@ -119,12 +119,12 @@ class Flow:
         """Make the tasks of newly assigned partitions; what was owned before is dropped."""
         for old in self._durable:
             old.close()
-        self.is_restored, self.is_assigned = False, bool(owned := set(assigned))
+        owned, made = set(assigned), []
+        self.is_restored, self.is_assigned = False, bool(owned)
         self.tasks, self.positions, self._committed = {}, {}, {}
         self._n_open = 0
         self.metrics.released()
         self.alarms, self.concerns = {}, {}
-        made = []
         for stage in self.stages:
             for number in sorted({p.partition for p in owned if p.topic in stage.topics}):
                 task = stage.task(number)

@@ -279,36 +279,35 @@ class World:
         )
         return learner
 
-    async def committed(self, topic: TopicSpec) -> dict[int, int]:
-        """What the group has committed of a topic, by partition; -1: nothing."""
+    @asynccontextmanager
+    async def group(self) -> AsyncIterator[AIOKafkaConsumer]:
+        """Somebody who knows what the group has committed, and is not in it."""
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.bootstrap, group_id=self.settings.worker.group,
             enable_auto_commit=False,
         )  # fmt: skip
         await consumer.start()
         try:
-            found = {}
-            for p in range(topic.partitions):
-                offset = await consumer.committed(TopicPartition(topic.name, p))
-                found[p] = -1 if offset is None else offset
-            return found
+            yield consumer
         finally:
             await consumer.stop()
 
+    async def committed(self, topic: TopicSpec) -> dict[int, int]:
+        """What the group has committed of a topic, by partition; -1: nothing."""
+        async with self.group() as group:
+            found = {}
+            for p in range(topic.partitions):
+                offset = await group.committed(TopicPartition(topic.name, p))
+                found[p] = -1 if offset is None else offset
+            return found
+
     async def commit_begun(self, topics: Iterable[TopicSpec]) -> None:
         """Have the group, which nobody is in, commit 0 of what it has committed nothing of."""
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.bootstrap, group_id=self.settings.worker.group,
-            enable_auto_commit=False,
-        )  # fmt: skip
-        await consumer.start()
-        try:
+        async with self.group() as group:
             tps = [TopicPartition(t.name, p) for t in topics for p in range(t.partitions)]
-            consumer.assign(tps)
-            begun = {tp: OffsetAndMetadata(0, "") for tp in tps if not await consumer.committed(tp)}
-            await consumer.commit(begun)
-        finally:
-            await consumer.stop()
+            group.assign(tps)
+            begun = {tp: OffsetAndMetadata(0, "") for tp in tps if not await group.committed(tp)}
+            await group.commit(begun)
 
     def close(self) -> None:
         """End what still runs."""
