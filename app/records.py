@@ -168,9 +168,6 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
         """Itself; what is kept of a score until a label asks for it is less."""
         return self
 
-    def shrink(self) -> None:
-        """Nothing: it is all there is."""
-
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """A score that the policy brings to a person."""

@@ -131,28 +131,25 @@ class HeldScore(msgspec.Struct, gc=False):
     is_alert: bool
     feature_schema: str
     value: bytes
-    read: Score | None = None  # until it was summarised
 
     def whole(self) -> Score:
         """Everything that was used to decide: what was read once can be read again."""
-        return self.read or _score(self.value)
-
-    def shrink(self) -> None:
-        """Keep no more than the bytes."""
-        self.read = None
+        return _score(self.value)
 
 
 def hold_score(record: Record) -> HeldScore:
-    """A score that a worker published, ready to be kept. Raises Malformed if it is none."""
-    score, value = read_score(record), record.value or b""
+    """A score that a worker published, ready to be kept. Raises Malformed if it is none.
+
+    All of it is read, and let go at once: to read it again costs less than to keep it until then.
+    """
+    score = read_score(record)
     return HeldScore(
         score.transaction_id,
         score.time_ms,
         score.score,
         score.is_alert,
         score.feature_schema,
-        value,
-        score,
+        record.value or b"",
     )
 
 

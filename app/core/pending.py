@@ -21,6 +21,7 @@ clock of a partition is the highest transaction time seen in it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from app.core.waitlist import Known, Waiting, Waitlist, is_sampled
 from app.records import Example, LabelOutcome, Position, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -293,17 +294,14 @@ class Join:
     def _end_run(self, effects: JoinEffects) -> None:
         run, self._run = self._run, []
         effects.examples.append(self._summary(run, self._run_last))
-        for scored in run:
-            scored.shrink()
 
     def _summary(self, run: Sequence[Scored], at: Position) -> Summary:
         """What the monitor is told of a run of scores, the last of which lies at ``at``."""
         schema = run[-1].feature_schema  # a run may begin before a change of the features
         first_ms, last_ms = min(s.time_ms for s in run), max(s.time_ms for s in run)
         step = step_of(len(run), last_ms - first_ms)
-        some = [scored for scored in run if scored.feature_schema == schema]
-        looked = [scored.whole() for scored in some[::step]]
-        rows = np.array([score.features for score in looked], np.float64)
+        looked = [scored for scored in run if scored.feature_schema == schema][::step]
+        rows, segments = _whole_of(looked)
         means, squares = moments(rows)
         return Summary(
             partition=at.partition,
@@ -319,7 +317,7 @@ class Join:
             rows=pack(rows),
             row_ids=[score.transaction_id for score in looked],
             row_times_ms=[score.time_ms for score in looked],
-            row_segments=_columns_of([score.segments for score in looked]),
+            row_segments=_columns_of(segments),
             bins=np.sort(bins_of(np.array([s.score for s in run]))).tolist(),
             first_time_ms=first_ms,
             last_time_ms=last_ms,
@@ -328,6 +326,20 @@ class Join:
 
 def _least(offsets: Iterable[int | None]) -> int:
     return min(offset for offset in offsets if offset is not None)
+
+
+def _whole_of(looked: Sequence[Scored]) -> tuple[NDArray[np.float64], list[dict[str, str]]]:
+    """Features, shape (n, d), and segments of n scores; no more than one is whole at a time."""
+    segments = []
+
+    def features() -> Iterator[list[float | None]]:
+        for scored in looked:
+            score = scored.whole()
+            segments.append(score.segments)
+            yield score.features
+
+    rows = np.fromiter(chain.from_iterable(features()), np.float64)
+    return rows.reshape(len(looked), -1), segments
 
 
 def _columns_of(segments: list[dict[str, str]]) -> dict[str, list[str]]:

@@ -43,9 +43,6 @@ class Scored(Protocol):
     def whole(self) -> Score:
         """Everything that was used to decide."""
 
-    def shrink(self) -> None:
-        """Take less room from now on: few ask for all of it again."""
-
 
 class Waiting(msgspec.Struct, gc=False):
     """A scored transaction and what is known of it."""

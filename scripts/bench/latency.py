@@ -3,42 +3,38 @@
 An open-loop producer, a process of its own, sends record i at ``start + i / rate``, whatever
 the worker does. Latency counts from that time, and not from when the record was really sent: a
 pause of the worker, the broker or the producer is felt by every record that fell due meanwhile
-(no coordinated omission). It ends when a plain consumer of ``scores``, in this process, has the
+(no coordinated omission). It ends when a plain consumer of ``scores``, another process, has the
 record in hand. One clock serves both (CLOCK_MONOTONIC of this machine).
 
 Everything shares the cores of one machine: producer, worker, broker and consumer. Told beside are
 when the broker had acknowledged the transactions (``producer``), which part of one core the worker
-used (``cpu_share``) and which part of all cores anybody did (``machine_share``): near 1.0 what is
-measured is how long they wait for each other. Percentiles are over all records that fell due after
-the warm-up; a record without a score within 30 s makes the run void.
+used (``cpu_share``), which producer and consumer did (``clients_share``, their start included) and
+which part of all cores anybody did (``machine_share``): near 1.0 what is measured is how long they
+wait for each other. Percentiles are over all records that fell due after the warm-up; a record
+without a score within 30 s makes the run void.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import pickle
-import sys
+import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import orjson
 import typer
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from common import ROOT, err, kafka, machine, progress
-from contenders import CONTENDERS, HERE, Contender
+from contenders import CONTENDERS, HERE, PYTHON, Contender, environment_problem
 from drain import Where, drained, warmed
-from measured import cpu, end_orderly, whole_machine
+from measured import Ended, cpu, end_orderly, whole_machine
 from payments import PARTITIONS, measured_world, payments, river_pipeline
 from speed import versions
-
-from app.kafka import client_settings
 
 #: To start the producer: it imports, connects, and waits for its time.
 _LEAD_S = 8.0
@@ -46,31 +42,9 @@ _LATE_S = 30.0
 #: Records that warm a contender up, as fast as it goes.
 _WARM = 5_000
 _LONG = ("producer", "p50_ms_by_second")
+_TAIL = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
 #: Records that measure how fast a contender is at its fastest.
 _FULL = 40_000
-
-
-class Receiver:
-    """Takes scores as they come, with the time."""
-
-    def __init__(self, consumer: AIOKafkaConsumer, ids: Sequence[str]) -> None:
-        self._consumer = consumer
-        self._at = {name.encode(): i for i, name in enumerate(ids)}
-        self.received_s = np.full(len(ids), np.nan)
-        self.n = 0
-
-    async def run(self, until_s: float, advance: Any) -> None:
-        """Receive until every score is there, or it is too late."""
-        while self.n < len(self.received_s) and time.monotonic() < until_s:
-            fetched = await self._consumer.getmany(timeout_ms=200)
-            now_s = time.monotonic()
-            for records in fetched.values():
-                for record in records:
-                    i = self._at.get(record.key)
-                    if i is not None and np.isnan(self.received_s[i]):
-                        self.received_s[i] = now_s
-                        self.n += 1
-            advance(self.n)
 
 
 class Load(NamedTuple):
@@ -87,71 +61,73 @@ class Load(NamedTuple):
 
 
 async def paced(contender: Contender, load: Load, where: Where, advance: Any) -> dict[str, Any]:
-    """One run at a rate; latencies in ms."""
+    """One run at a rate; latencies in ms. Raises Ended where the load could not be put on."""
     stream = payments(_WARM + load.n, measured_world())
     timed = stream[_WARM:]
     async with warmed(contender, stream[:_WARM], where) as trial:
-        consumer = AIOKafkaConsumer(
-            **client_settings(trial.settings.kafka),
-            enable_auto_commit=False,
-            # What is there is taken at once; a partition that was just read waits no longer.
-            fetch_max_wait_ms=5,
-        )
-        await consumer.start()
-        try:
-            scores = trial.topics.scores.name
-            consumer.assign([TopicPartition(scores, p) for p in range(PARTITIONS)])
-            await consumer.seek_to_end()
-            receiver = Receiver(consumer, [orjson.loads(p.value)["transaction_id"] for p in timed])
-            topic = trial.topics.transactions.name
-            given = {"settings": trial.settings, "topic": topic, "payments": timed}
-            with tempfile.NamedTemporaryFile(prefix="weir-speed-") as file:
-                file.write(pickle.dumps(given))
-                file.flush()
-                start_s, before = time.monotonic() + _LEAD_S, cpu(*trial.pids)
-                async with _producer(Path(file.name), start_s, load.rate) as producer:
-                    await asyncio.sleep(start_s - time.monotonic())
-                    all_before = whole_machine()
-                    await receiver.run(start_s + load.n / load.rate + _LATE_S, advance)
-                    machine_share = whole_machine().share_since(all_before)
-                    said, _ = await asyncio.wait_for(producer.communicate(), _LATE_S)
+        given = {
+            "bootstrap": where.bootstrap,
+            "transactions": trial.topics.transactions.name,
+            "scores": trial.topics.scores.name,
+            "partitions": PARTITIONS,
+            "payments": [tuple(payment) for payment in timed],
+            "ids": [orjson.loads(p.value)["transaction_id"] for p in timed],
+        }
+        with tempfile.TemporaryDirectory(prefix="weir-speed-") as folder:
+            start_s, before = time.monotonic() + _LEAD_S, cpu(*trial.pids)
+            clients = asyncio.create_task(_clients(Path(folder), given, start_s, load, advance))
+            await asyncio.sleep(start_s - time.monotonic())
+            all_before = whole_machine()
+            times_s, used_s = await clients
+            machine_share = whole_machine().share_since(all_before)
             used = cpu(*trial.pids).since(before)
-        finally:
-            await consumer.stop()
     due_s = start_s + np.arange(load.n) / load.rate
-    ms = ((receiver.received_s - due_s) * 1e3)[int(load.rate * load.warm_s) :]
+    measured = slice(int(load.rate * load.warm_s), None)
+    acknowledged, received = ((times_s - due_s) * 1e3)[:, measured]
+    seconds = load.n / load.rate
     return {
         "rate": load.rate,
-        **_percentiles(ms, load.rate),
-        "cpu_share": used.total_s / (load.n / load.rate),
+        **_percentiles(received, load.rate),
+        "cpu_share": used.total_s / seconds,
         "machine_share": machine_share,
-        "producer": json.loads(said),
+        "clients_share": used_s / seconds,
+        "producer": {n: v for n, v in _percentiles(acknowledged, load.rate).items() if n in _TAIL},
     }
 
 
-@contextlib.asynccontextmanager
-async def _producer(
-    given: Path, start_s: float, rate: float
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The producer, stopped at the end."""
-    producer = await asyncio.create_subprocess_exec(
-        sys.executable,
+async def _clients(
+    folder: Path, given: dict[str, Any], start_s: float, load: Load, advance: Any
+) -> tuple[np.ndarray[Any, Any], float]:
+    """Publish and receive; when each was acknowledged and received, and CPU seconds of both."""
+    asked, told = folder / "given", folder / "times.npy"
+    asked.write_bytes(pickle.dumps(given))
+    used_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = await asyncio.create_subprocess_exec(
+        PYTHON,
         str(HERE / "speed_contenders" / "paced.py"),
         env={
             **os.environ,
-            "SPEED_INPUT": str(given),
+            "SPEED_INPUT": str(asked),
+            "SPEED_OUTPUT": str(told),
             "SPEED_START": repr(start_s),
-            "SPEED_RATE": repr(rate),
+            "SPEED_RATE": repr(load.rate),
+            "SPEED_UNTIL": repr(start_s + load.n / load.rate + _LATE_S),
         },
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        yield producer
+        async for line in cast("asyncio.StreamReader", process.stdout):
+            advance(int(line))
+        if await process.wait():
+            raise Ended("whoever publishes ended before its time")
     finally:
-        if producer.returncode is None:
-            producer.terminate()
-            await producer.wait()
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before_s = used_before.ru_utime + used_before.ru_stime
+    return np.load(told), used.ru_utime + used.ru_stime - before_s
 
 
 def _percentiles(ms: np.ndarray[Any, Any], rate: float) -> dict[str, Any]:
@@ -194,7 +170,7 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options are its arguments
     if contender not in CONTENDERS:
         raise typer.BadParameter(f"{contender}; expected one of: {', '.join(CONTENDERS)}")
     which = CONTENDERS[contender]
-    if problem := which.problem():
+    if problem := which.problem() or environment_problem():
         raise typer.BadParameter(f"{contender}: {problem}")
     told: dict[str, Any] = {"contender": contender, "seconds": seconds}
     with tempfile.TemporaryDirectory(prefix="weir-speed-") as folder, kafka("latency") as bootstrap:
