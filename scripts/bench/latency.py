@@ -10,8 +10,9 @@ Everything shares the cores of one machine: producer, worker, broker and consume
 when the broker had acknowledged the transactions (``producer``), which part of one core the worker
 used (``cpu_share``), which producer and consumer did (``clients_share``, their start included) and
 which part of all cores anybody did (``machine_share``): near 1.0 what is measured is how long they
-wait for each other. Percentiles are over all records that fell due after the warm-up; a record
-without a score within 30 s makes the run void.
+wait for each other. At most an hour of event time goes by each second, and there are as many cards
+as pay twice a day: the more, the higher the rate. Percentiles are over all records that fell due
+after the warm-up; a record without a score within 30 s makes the run void.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pickle
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -33,12 +35,14 @@ from common import ROOT, err, kafka, machine, progress
 from contenders import CONTENDERS, HERE, PYTHON, Contender, environment_problem
 from drain import Where, drained, warmed
 from measured import Ended, cpu, end_orderly, whole_machine
-from payments import PARTITIONS, measured_world, payments, river_pipeline
+from payments import PARTITIONS, PER_DAY, measured_world, payments, river_pipeline
 from speed import versions
 
 #: To start the producer: it imports, connects, and waits for its time.
 _LEAD_S = 8.0
 _LATE_S = 30.0
+#: An hour of event time each second, or less: what is done once an hour is not done all the time.
+_SPEEDUP = 3_600.0
 #: Records that warm a contender up, as fast as it goes.
 _WARM = 5_000
 _LONG = ("producer", "p50_ms_by_second")
@@ -62,7 +66,8 @@ class Load(NamedTuple):
 
 async def paced(contender: Contender, load: Load, where: Where, advance: Any) -> dict[str, Any]:
     """One run at a rate; latencies in ms. Raises Ended where the load could not be put on."""
-    stream = payments(_WARM + load.n, measured_world())
+    world = replace(measured_world(), per_day=max(PER_DAY, load.rate * 86_400.0 / _SPEEDUP))
+    stream = payments(_WARM + load.n, world)
     timed = stream[_WARM:]
     async with warmed(contender, stream[:_WARM], where) as trial:
         given = {
