@@ -17,8 +17,8 @@ Soak (``--soak MINUTES``): a worker as shipped, learner and join included, under
 of simulated payments and labels through Apache Kafka. A day of event time goes by each second;
 the entities are always the same. The slope is that of resident bytes over time by least squares,
 with its standard error, after a warm-up in which all that is bounded by design should fill: the
-join in 90 s, histories in so long as 256 payments at each of 576 terminals take at the rate
-(``warm_seconds``). What the model still grows by is in the slope.
+join in 90 s, histories in so long as 256 payments at each of 576 terminals take at the rate, what
+the learner remembers in so long as 390,000 do (``warm_seconds``).
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ _SPEEDUP = 86_400.0
 _WARM_S = 180.0
 #: Payments until the history of every terminal of the simulated world is full, and a quarter more.
 _FILLED = 1.25 * 256 * 24**2
+#: Payments until the learner remembers as many ids as it may (``learner.learnt_max``), and half as
+#: many more: with the 350,000th the dictionary that finds them has made its last room.
+_LEARNT = 1.5 * 262_144
 #: Below this share of the rate the slope says that the load was too high, and nothing else.
 _KEPT_UP = 0.97
 
@@ -193,7 +196,7 @@ def _in_child(measured: Callable[..., dict[str, Any]], *given: int) -> dict[str,
 
 def soak(minutes: float, rate: float) -> dict[str, Any]:
     """A worker under steady load; how its resident bytes go."""
-    warm_s = max(_WARM_S, _FILLED / rate)
+    warm_s = max(_WARM_S, _FILLED / rate, _LEARNT / rate)
     seconds = warm_s + minutes * 60.0
     with kafka("soak") as bootstrap, tempfile.TemporaryDirectory(prefix="weir-soak-") as told:
         folder, port = Path(told), free_port()

@@ -118,6 +118,7 @@ async def test_a_view_that_fails_says_why_and_tries_again(eyes, fake):
     right = fake.answers["/v1/models"]
     fake.answers["/v1/models"] = (503, {"title": "Not ready", "detail": "state is being restored"})
     page = await eyes.page()
+    await shown(page, fake.url)  # a view that is there before all the rest is looks by itself again
     await page.goto(f"{fake.url}/#/model")
     await expect(page.get_by_text("state is being restored")).to_be_visible()
     fake.answers["/v1/models"] = right
